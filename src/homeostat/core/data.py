@@ -1,0 +1,323 @@
+"""Batches and data: random access by position, batches in order from any start.
+
+`Data` is anything with a length and `fetch(positions)`. The rest (batches, slices, loading all, a content hash) comes
+with it, so a shift of data, a subset of it or a shuffled order of it are data again, nothing is copied until it is
+fetched, and a run that stopped continues at the sample where it stopped.
+
+>>> import torch
+>>> data = Tensors(torch.arange(6.0), torch.tensor([0, 1, 0, 1, 0, 1]))
+>>> [batch.x.tolist() for batch in data[1:].batches(2)]
+[[1.0, 2.0], [3.0, 4.0], [5.0]]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from homeostat.core.errors import DtypeError, InputError
+from homeostat.core.spec import digest
+from homeostat.core.tree import Tree, cat, leaves, length, map_tree, named_leaves
+
+UNKNOWN = -100
+"""The label of a sample whose label is not known (PyTorch's `ignore_index`); float targets use NaN."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are looked at together.
+
+    Attributes:
+        x: inputs, a tree whose leaves have the batch as first dimension. Whatever inference needs (task id, client,
+            mask, time gap) is in here.
+        y: labels or targets, or None. Unknown ones are `UNKNOWN` (integers) or NaN (floats).
+        id: int64 `[batch]`, names each sample, so that replay, unlearning and per-sample state can.
+        meta: more per-sample tensors (domain, time), not seen by networks.
+    """
+
+    x: Tree
+    y: Tree | None = None
+    id: Tensor = None  # type: ignore[assignment]
+    meta: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.id is None:
+            object.__setattr__(self, "id", torch.arange(length(self.x)))
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def __getitem__(self, index: Any) -> Batch:
+        """Rows by slice, mask or positions."""
+        return self.map(lambda t: t[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply a function to every tensor."""
+        y = None if self.y is None else map_tree(function, self.y)
+        return Batch(map_tree(function, self.x), y, function(self.id), {k: function(v) for k, v in self.meta.items()})
+
+    def to(self, device: str | torch.device | None) -> Batch:
+        """The batch on a device; `None` leaves it where it is."""
+        return self if device is None else self.map(lambda t: t.to(device))
+
+    def replace(self, **changes: Any) -> Batch:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of several, in order."""
+    if not batches:
+        raise InputError("there is no batch to join; the data are empty")
+    if len(batches) == 1:
+        return batches[0]
+    y = None if batches[0].y is None else cat([b.y for b in batches])  # type: ignore[misc]
+    meta = {key: torch.cat([b.meta[key] for b in batches]) for key in batches[0].meta}
+    return Batch(cat([b.x for b in batches]), y, torch.cat([b.id for b in batches]), meta)
+
+
+class Data(ABC):
+    """Samples by position. A subclass gives `__len__`, `fetch` and `fingerprint`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def fetch(self, positions: Tensor) -> Batch:
+        """The samples at these positions (int64 `[n]`, each in `[0, len)`), in this order."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the content: equal for equal samples in equal order."""
+
+    def batches(self, size: int, *, start: int = 0) -> Iterator[Batch]:
+        """Batches of `size` samples in order, from sample `start`; the last may be short."""
+        if size < 1:
+            raise InputError(f"a batch has at least one sample; got size {size}")
+        for low in range(start, len(self), size):
+            yield self.fetch(torch.arange(low, min(low + size, len(self))))
+
+    def load(self) -> Batch:
+        """All samples as one batch."""
+        return self.fetch(torch.arange(len(self)))
+
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Data:
+        """A subset by slice, boolean mask or positions; nothing is copied."""
+        positions = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)]
+        return Subset(self, positions)
+
+    def shuffle(self, generator: torch.Generator) -> Data:
+        """The same samples in random order."""
+        return Subset(self, torch.randperm(len(self), generator=generator))
+
+    def split(self, *fractions: float, generator: torch.Generator | None = None) -> tuple[Data, ...]:
+        """Disjoint parts of the given fractions and the rest, shuffled when a generator is given."""
+        if not fractions or min(fractions) < 0 or sum(fractions) > 1:
+            raise InputError(f"fractions are not negative and add up to at most 1; got {fractions}")
+        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        edges = [0, *(round(sum(fractions[: i + 1]) * len(self)) for i in range(len(fractions))), len(self)]
+        return tuple(Subset(self, order[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True))
+
+    def unlabelled(self) -> Data:
+        """The same samples without `y`."""
+        return Unlabelled(self)
+
+
+class Tensors(Data):
+    """Samples held in memory.
+
+    Args:
+        x: tree of tensors or arrays, the first dimension is the sample.
+        y: labels or targets, or None.
+        id: int64 `[samples]`; default `0..n-1`.
+        meta: more per-sample tensors.
+    """
+
+    def __init__(self, x: Any, y: Any = None, id: Any = None, meta: Mapping[str, Any] | None = None):
+        tree_x = _tensors(x, "x")
+        count = length(tree_x)
+        self.batch = Batch(
+            tree_x,
+            None if y is None else _tensors(y, "y"),
+            torch.arange(count) if id is None else torch.as_tensor(id, dtype=torch.int64),
+            {key: torch.as_tensor(value) for key, value in (meta or {}).items()},
+        )
+        named = [*named_leaves(self.batch.x, "x"), ("id", self.batch.id), *self.batch.meta.items()]
+        named += [] if self.batch.y is None else [*named_leaves(self.batch.y, "y")]
+        for name, leaf in named:
+            if leaf.ndim == 0 or len(leaf) != count:
+                raise InputError(f"x has {count} samples, but {name} has shape {tuple(leaf.shape)}")
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def fetch(self, positions: Tensor) -> Batch:
+        count = len(positions)
+        if count and bool((positions.diff() == 1).all()):
+            low = int(positions[0])
+            return self.batch[low : low + count]
+        return self.batch[positions]
+
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            sha = hashlib.sha256()
+            parts: list[tuple[str, Tree | None]] = [("x", self.batch.x), ("y", self.batch.y), ("id", self.batch.id)]
+            for name, tree in [*parts, *sorted(self.batch.meta.items())]:
+                for leaf_name, leaf in named_leaves(tree, name) if tree is not None else ():
+                    hash_tensor(sha, leaf_name, leaf)
+            self._fingerprint = sha.hexdigest()
+        return self._fingerprint
+
+
+class Subset(Data):
+    """Some samples of other data, in a given order."""
+
+    def __init__(self, base: Data, positions: Tensor):
+        if isinstance(base, Subset):
+            base, positions = base.base, base.positions[positions]
+        self.base, self.positions = base, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def fetch(self, positions: Tensor) -> Batch:
+        return self.base.fetch(self.positions[positions])
+
+    def fingerprint(self) -> str:
+        sha = hashlib.sha256(self.base.fingerprint().encode())
+        hash_tensor(sha, "positions", self.positions)
+        return sha.hexdigest()
+
+
+class Unlabelled(Data):
+    """Other data without labels."""
+
+    def __init__(self, base: Data):
+        self.base = base
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def fetch(self, positions: Tensor) -> Batch:
+        return self.base.fetch(positions).replace(y=None)
+
+    def fingerprint(self) -> str:
+        return digest("unlabelled", self.base.fingerprint())
+
+
+class Joined(Data):
+    """Several data one after another."""
+
+    def __init__(self, parts: Sequence[Data]):
+        if not parts:
+            raise InputError("there are no parts to join")
+        self.parts = tuple(parts)
+        self.edges = torch.tensor([0, *(len(p) for p in self.parts)]).cumsum(0)
+
+    def __len__(self) -> int:
+        return int(self.edges[-1])
+
+    def fetch(self, positions: Tensor) -> Batch:
+        which = torch.bucketize(positions, self.edges[1:], right=True)
+        present = which.unique().tolist()
+        if len(present) == 1:
+            return self.parts[present[0]].fetch(positions - self.edges[present[0]])
+        rows = [torch.nonzero(which == part).flatten() for part in present]
+        pieces = [
+            self.parts[part].fetch(positions[row] - self.edges[part]) for part, row in zip(present, rows, strict=True)
+        ]
+        return join(pieces)[torch.argsort(torch.cat(rows))]
+
+    def fingerprint(self) -> str:
+        return digest("joined", [part.fingerprint() for part in self.parts])
+
+
+def as_data(value: Any, name: str = "data") -> Data:
+    """Make `Data` of what users have.
+
+    Takes `Data`, a tensor or array (inputs alone), a pair `(x, y)`, a mapping of input tensors, a `Batch`, a PyTorch
+    map-style dataset or `DataLoader`, a Hugging Face dataset with columns `x`/`y`, or any iterable of batches
+    `x`, `(x, y)` or `Batch`. Iterables are read into memory once.
+
+    Raises:
+        InputError: it is empty, or its parts do not fit together.
+        DtypeError: it is none of these.
+    """
+    if isinstance(value, Data):
+        made = value
+    elif isinstance(value, Batch):
+        made = Tensors(value.x, value.y, value.id, value.meta)
+    elif isinstance(value, (Tensor, np.ndarray)):
+        made = Tensors(value)
+    elif isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], (Tensor, np.ndarray, Mapping)):
+        made = Tensors(*value)
+    elif isinstance(value, Mapping):
+        made = Tensors(value)
+    elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str):
+        made = _from_samples(value, name)
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        batches = [b if isinstance(b, Batch) else as_data(b, name).load() for b in value]
+        joined = join(batches)
+        made = Tensors(joined.x, joined.y, None, joined.meta)
+    else:
+        raise DtypeError(f"{name} is a {type(value).__name__}; give tensors, a pair (x, y), a dataset or an iterable")
+    if len(made) == 0:
+        raise InputError(f"{name} is empty; at least one sample is needed")
+    return made
+
+
+def _from_samples(value: Any, name: str) -> Data:
+    samples = [value[i] for i in range(len(value))]
+    if not samples:
+        raise InputError(f"{name} is empty; at least one sample is needed")
+    if isinstance(samples[0], Mapping):
+        columns = {key: torch.as_tensor(np.stack([np.asarray(s[key]) for s in samples])) for key in samples[0]}
+        y = next((columns.pop(key) for key in ("y", "label", "labels") if key in columns), None)
+        return Tensors(columns["x"] if set(columns) == {"x"} else columns, y)
+    pairs = isinstance(samples[0], (tuple, list))
+    x = torch.stack([torch.as_tensor(s[0] if pairs else s) for s in samples])
+    return Tensors(x, torch.stack([torch.as_tensor(s[1]) for s in samples]) if pairs else None)
+
+
+def _tensors(value: Any, name: str) -> Tree:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _tensors(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_tensors(item, f"{name}.{i}") for i, item in enumerate(value))
+    try:
+        return torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:
+        raise DtypeError(f"{name} is a {type(value).__name__} that is no tensor: {error}") from None
+
+
+def hash_tensor(sha: Any, name: str, tensor: Tensor) -> None:
+    """Feed a tensor's name, type, shape and bytes to a hash."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+    sha.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+
+
+def check_finite(tree: Tree, name: str) -> None:
+    """Raise `NonFiniteError` when a floating leaf holds NaN or infinity."""
+    from homeostat.core.errors import NonFiniteError
+
+    for leaf_name, leaf in named_leaves(tree, name):
+        if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            bad = int((~torch.isfinite(leaf)).sum())
+            raise NonFiniteError(f"{leaf_name} holds {bad} values that are NaN or infinite; clean them or drop the samples")
+
+
+def devices(tree: Tree) -> set[torch.device]:
+    """The devices a tree's leaves lie on."""
+    return {leaf.device for leaf in leaves(tree)}

@@ -1,0 +1,207 @@
+"""Image operators whose result for one image never depends on the batch it came in.
+
+Convolution and matrix routines may add in another order when the batch has another size, and a difference in the last
+bit becomes a whole grey level once the result is cut to 8 bit. Everything here is therefore a sum of shifted, weighted
+copies (or a gather), one rounding per multiplication and per addition, in a fixed order. Work is done on parts of the
+batch that fit in the processor's cache, which makes this as fast as the convolutions it replaces.
+
+Borders have three names. Outside a row `a b c d`:
+
+- `"edge"` repeats the last pixel: `a a a | a b c d | d d d`
+- `"symmetric"` reflects about the image's edge: `c b a | a b c d | d c b`
+- `"mirror"` reflects about the last pixel's centre: `d c b | a b c d | c b a`
+
+Images are `[batch, channels, height, width]`, on any device.
+
+>>> import torch
+>>> row = torch.tensor([[[[0.0, 0.0, 4.0, 0.0]]]])
+>>> correlate(row, torch.tensor([[0.25, 0.5, 0.25]]), "edge")
+tensor([[[[0., 1., 2., 1.]]]])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Border = Literal["edge", "symmetric", "mirror"]
+
+_CHUNK = 1 << 17  # elements that stay in a second-level cache, with the two or three buffers an operator needs
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def by_chunk(function: Callable[..., Tensor], x: Tensor, *rows: Tensor) -> Tensor:
+    """`function(x, *rows)`, called on parts of the batch small enough for the cache and put together again."""
+    step = max(1, _CHUNK // max(1, x[0].numel()))
+    if len(x) <= step:
+        return function(x, *rows)
+    parts = zip(x.split(step), *(r.split(step) for r in rows), strict=True)
+    return torch.cat([function(*part) for part in parts])
+
+
+def border_index(index: Int[Tensor, "*shape"], size: int, border: Border) -> Int[Tensor, "*shape"]:
+    """The pixel in `[0, size)` that stands for each `index` of the endless row."""
+    if border == "edge":
+        return index.clamp(0, size - 1)
+    period = 2 * size if border == "symmetric" else max(1, 2 * size - 2)
+    index = index.remainder(period)
+    last = period - 1 if border == "symmetric" else period
+    return torch.where(index < size, index, last - index)
+
+
+def pad(
+    x: Float[Tensor, "batch channels height width"], rows: tuple[int, int], columns: tuple[int, int], border: Border
+) -> Float[Tensor, "batch channels height2 width2"]:
+    """`x` with `rows` and `columns` (before, after) pixels added, however many these are."""
+    for dim, (before, after) in ((2, rows), (3, columns)):
+        if before or after:
+            size = x.shape[dim]
+            index = torch.arange(-before, size + after, device=x.device)
+            x = x.index_select(dim, border_index(index, size, border))
+    return x
+
+
+def weighted_sum(parts: list[tuple[Tensor, float]]) -> Tensor:
+    """The sum of `weight * part` over equal shapes, added in the order given, without fused multiply-add."""
+    first, weight = parts[0]
+    total = first * weight
+    term = torch.empty_like(total)
+    for part, weight in parts[1:]:
+        total += torch.mul(part, weight, out=term)
+    return total
+
+
+def correlate(
+    x: Float[Tensor, "batch channels height width"], kernel: Float[Tensor, "rows columns"], border: Border
+) -> Float[Tensor, "batch channels height width"]:
+    """Correlation of every channel with one odd-sized kernel, centred."""
+    high, wide = kernel.shape
+    taps = [(i, j, w) for i, line in enumerate(kernel.tolist()) for j, w in enumerate(line) if w != 0]
+
+    def part(x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        y = pad(x, (high // 2, high // 2), (wide // 2, wide // 2), border)
+        return weighted_sum([(y[:, :, i : i + height, j : j + width], w) for i, j, w in taps])
+
+    return by_chunk(part, x)
+
+
+def gaussian_weights(sigma: float, radius: int) -> Float[Tensor, " taps"]:
+    """Samples of a normal density at `-radius..radius`, adding up to 1, float64."""
+    if sigma <= 0:
+        return torch.ones(1, dtype=torch.float64)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def gaussian_blur(
+    x: Float[Tensor, "batch channels height width"],
+    sigma: float | tuple[float, float],
+    border: Border = "edge",
+    truncate: float = 4.0,
+) -> Float[Tensor, "batch channels height width"]:
+    """Separable Gaussian blur, cut at `truncate` standard deviations; `sigma` in pixels, or one for rows, one for columns."""
+    pair = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    down, along = (gaussian_weights(s, int(truncate * s + 0.5)) for s in pair)
+    return by_chunk(lambda part: correlate(correlate(part, down[:, None], border), along[None, :], border), x)
+
+
+def sample_bilinear(
+    x: Float[Tensor, "batch channels height width"],
+    rows: Float[Tensor, "batch height2 width2"],
+    columns: Float[Tensor, "batch height2 width2"],
+    border: Border,
+) -> Float[Tensor, "batch channels height2 width2"]:
+    """Values at fractional pixel positions, per sample; the image goes on beyond its edges as `border` says."""
+
+    def part(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        top, left = rows.floor(), columns.floor()
+        down, right = (rows - top).to(x.dtype)[:, None], (columns - left).to(x.dtype)[:, None]
+        flat = x.flatten(2)
+
+        def corner(dy: int, dx: int) -> Tensor:
+            y = border_index(top.long() + dy, height, border)
+            index = (y * width + border_index(left.long() + dx, width, border)).flatten(1)
+            values = flat.gather(2, index[:, None].expand(-1, x.shape[1], -1))
+            return values.reshape(*x.shape[:2], *rows.shape[1:])
+
+        above = corner(0, 0) * (1 - right) + corner(0, 1) * right
+        below = corner(1, 0) * (1 - right) + corner(1, 1) * right
+        return above * (1 - down) + below * down
+
+    return by_chunk(part, x, rows, columns)
+
+
+def _stretch(x: Tensor, dim: int, start: int, size: int, new: int) -> Tensor:
+    """Pixels `start..start+size` of one axis drawn out to `new`, corner pixels on corner pixels, linear in between."""
+    position = torch.arange(new, dtype=torch.float64) * ((size - 1) / (new - 1) if new > 1 else 0.0)
+    low = position.floor().long().clamp(max=size - 1)
+    high = (low + 1).clamp(max=size - 1)
+    weight = (position - low).to(x.dtype).reshape([-1] + [1] * (3 - dim)).to(x.device)
+    low, high = (low + start).to(x.device), (high + start).to(x.device)
+    return x.index_select(dim, low) * (1 - weight) + x.index_select(dim, high) * weight
+
+
+def zoom(
+    x: Float[Tensor, "batch channels height width"], factor: float, trim: bool = True
+) -> Float[Tensor, "batch channels height2 width2"]:
+    """Enlarge the middle of the image by `factor >= 1`, bilinear.
+
+    Of each side the middle `ceil(side / factor)` pixels become `round(that * factor)`, which may exceed the side by a
+    few pixels. With `trim` the middle `side` pixels of these are returned, otherwise all.
+    """
+    for dim in (2, 3):
+        side = x.shape[dim]
+        kept = math.ceil(side / factor)
+        new = round(kept * factor)
+        x = _stretch(x, dim, (side - kept) // 2, kept, new)
+        if trim:
+            x = x.narrow(dim, (new - side) // 2, side)
+    return x
+
+
+def box_shrink(
+    levels: Float[Tensor, "batch channels height width"], height: int, width: int
+) -> Float[Tensor, "batch channels {height} {width}"]:
+    """Shrink 8-bit images (`levels` 0..255) as Pillow's `Image.BOX` does: columns first, each pass rounded to 8 bit.
+
+    Every new pixel is the mean of the whole pixels whose centres fall into its box.
+    """
+    for dim, new in ((3, width), (2, height)):
+        side = levels.shape[dim]
+        scale = side / new
+        centres = [(i + 0.5) * scale for i in range(new)]
+        # A box reaches half a step to each side; an image is never cut finer than its own pixels.
+        first = [max(0, int(c - 0.5 * max(scale, 1.0) + 0.5)) for c in centres]
+        end = [min(side, int(c + 0.5 * max(scale, 1.0) + 0.5)) for c in centres]
+        member = [[0.0] * new for _ in range(side)]
+        for column, (a, b) in enumerate(zip(first, end, strict=True)):
+            for row in range(a, b):
+                member[row][column] = round((1 << 22) / (b - a))
+        # Pillow works with 22-bit fixed-point weights. The sums stay below 2**31, so float64 holds them exactly.
+        weights = torch.tensor(member, dtype=torch.float64, device=levels.device)
+        mixed = (levels.double().movedim(dim, -1) @ weights).movedim(-1, dim)
+        levels = ((mixed + (1 << 21)) / (1 << 22)).floor().clamp(0, 255).to(levels.dtype)
+    return levels
+
+
+def grey_levels(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x` in [0, 1] as 8-bit levels 0..255, cut and not rounded, clipped.
+
+    A small share of a level is added first, so that a whole level stays one in spite of rounding errors.
+    """
+    return (x * 255).add_(2e-4).floor_().clamp_(0, 255)
+
+
+def luma(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 1 height width"]:
+    """Brightness as the eye weighs it (0.299 red + 0.587 green + 0.114 blue); a grey image is its own."""
+    if x.shape[1] == 1:
+        return x
+    return weighted_sum([(x[:, i : i + 1], w) for i, w in enumerate(_LUMA)])

@@ -1,0 +1,121 @@
+"""Normalisation layers as adaptation sees them: which scales and shifts there are, and whose statistics are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from homeostat.core.errors import InputError, ModelError
+from homeostat.core.fork import Pattern, fork, matches
+from homeostat.core.part import Part, replace
+
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+class BlendedBatchNorm(Part):
+    """BatchNorm whose statistics are a blend of the stored ones and those of the batch at hand; it never stores any.
+
+    With source mean and variance m, v, batch statistics m', v' over n values a channel, and blend a:
+    `mean = a m + (1 - a) m'`, and the same for the variance (biased, as BatchNorm normalises). `a = 0` trusts the batch
+    alone, `a = 1` is ordinary evaluation. With `prior > 0` the blend follows the batch's size instead:
+    `a = prior / (prior + batch)`. Tensor names are BatchNorm's own, so weights stay interchangeable.
+
+    Args:
+        features: channels.
+        eps: added to the variance.
+        blend: weight a of the stored statistics, in 0..1.
+        prior: if positive, weight of the stored statistics in samples.
+        affine: whether there is a scale and a shift.
+        stored: whether there are stored statistics; needed unless the blend is 0 and the prior 0.
+    """
+
+    def __init__(
+        self, features: int, eps: float = 1e-5, blend: float = 0.0, prior: float = 0.0, affine: bool = True, stored: bool = True
+    ):  # fmt: skip
+        super().__init__()
+        self.features, self.eps, self.blend, self.prior = features, eps, blend, prior
+        self.affine, self.stored = affine, stored
+        self.weight = nn.Parameter(torch.ones(features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(features)) if affine else None
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
+        self.register_buffer("running_mean", torch.zeros(features) if stored else None)
+        self.register_buffer("running_var", torch.ones(features) if stored else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if stored else None)
+
+    @classmethod
+    def like(cls, norm: _BatchNorm, blend: float = 0.0, prior: float = 0.0) -> BlendedBatchNorm:
+        """The same layer over the same tensors."""
+        stored = norm.running_mean is not None
+        if not stored and (blend or prior):
+            raise ModelError("a BatchNorm layer without stored statistics cannot blend them; use blend=0, prior=0")
+        made = cls(norm.num_features, norm.eps, blend, prior, norm.affine, stored)
+        made._parameters, made._buffers = dict(norm._parameters), dict(norm._buffers)
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        blend = self.prior / (self.prior + len(x)) if self.prior > 0 else self.blend
+        if blend == 0 and x.numel() == x.shape[1]:
+            # One value a channel has no variance: the batch says nothing, the stored statistics must do.
+            if not self.stored:
+                raise InputError("one value a channel has no batch statistics, and this layer stores none")
+            blend = 1.0
+        if blend == 0:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if blend == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        mean = torch.lerp(mean, self.running_mean, blend)  # type: ignore[arg-type]
+        scale = (torch.lerp(var, self.running_var, blend) + self.eps).rsqrt()  # type: ignore[arg-type]
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        shape = (1, -1, *([1] * (x.ndim - 2)))
+        return x * scale.view(shape) + shift.view(shape)
+
+
+def blend_batchnorm(model: nn.Module, blend: float = 0.0, prior: float = 0.0) -> nn.Module:
+    """A fork in which every BatchNorm layer takes its statistics from the batch, blended with the stored ones.
+
+    Raises:
+        ModelError: the model has no BatchNorm layer.
+    """
+    made = fork(model)
+    layers = [(name, m) for name, m in made.named_modules() if isinstance(m, (_BatchNorm, BlendedBatchNorm))]
+    if not layers:
+        raise ModelError(f"{type(model).__name__} has no BatchNorm layer whose statistics could adapt")
+    if isinstance(made, (_BatchNorm, BlendedBatchNorm)):
+        return _blended(made, blend, prior)
+    for name, layer in layers:
+        replace(made, name, _blended(layer, blend, prior))
+    return made
+
+
+def _blended(layer: Any, blend: float, prior: float) -> BlendedBatchNorm:
+    if isinstance(layer, BlendedBatchNorm):
+        made = BlendedBatchNorm(layer.features, layer.eps, blend, prior, layer.affine, layer.stored)
+        made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
+        return made
+    return BlendedBatchNorm.like(layer, blend, prior)
+
+
+def norm_affine(model: nn.Module, own: Pattern = "*") -> tuple[str, ...]:
+    """Names of the scales and shifts of all normalisation layers, in order.
+
+    Raises:
+        ModelError: there is none.
+    """
+    wanted, names = matches(own), []
+    for path, module in model.named_modules():
+        if isinstance(module, (*NORMS, BlendedBatchNorm)):
+            for leaf in ("weight", "bias"):
+                if getattr(module, leaf, None) is not None:
+                    name = f"{path}.{leaf}" if path else leaf
+                    names += [name] if wanted(name) else []
+    if not names:
+        raise ModelError(f"{type(model).__name__} has no normalisation layer with a scale and a shift to adapt")
+    return tuple(names)

@@ -1,0 +1,5 @@
+"""What can be seen: scores, calibration, drift, label-free accuracy, label shift."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""What happens to data: corruptions, geometry, text noise, label shift, order, schedules."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

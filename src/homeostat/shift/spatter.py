@@ -1,0 +1,151 @@
+"""Spatter: drops of water or mud on the lens.
+
+Functional core of the spatter corruption of ImageNet-C and CIFAR-C: images `x [batch, channels, height, width]` in
+[0, 1] and a `Draw` in, images of the same shape out, neither clipped nor cut to 8 bit (`corruption.corrupt` does both).
+What happens to an image depends on its id alone, to the last bit.
+
+Water needs edges, distances to them and an equalised histogram. These are integer computations, written here to give
+what OpenCV's `Canny`, `distanceTransform` (chamfer, 5x5) and `equalizeHist` give.
+
+>>> import torch
+>>> from homeostat.core.random import Draw
+>>> x = torch.zeros(1, 3, 32, 32)
+>>> wet = spatter(x, Draw(0, torch.tensor([5])), 0.65, 0.3, 1.0, 0.69, 0.5, mud=False)
+>>> bool((wet[:, 2] >= wet[:, 0]).all())
+True
+
+References: Hendrycks and Dietterich, ICLR 2019; Canny, A Computational Approach to Edge Detection, 1986; Borgefors,
+Distance Transformations in Digital Images, 1986.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from homeostat.core.random import Draw
+from homeostat.nn import filters
+
+Images = Float[Tensor, "batch channels height width"]
+Levels = Int[Tensor, "batch height width"]
+
+_WATER = (175 / 255, 238 / 255, 238 / 255)
+_MUD = (63 / 255, 42 / 255, 20 / 255)
+_GREY = (0.2989, 0.5870, 0.1140)  # how the peers turn these colours grey
+_FIXED = 1 << 16
+_STEP = {"side": _FIXED, "corner": round(1.4 * _FIXED), "knight": round(2.1969 * _FIXED)}
+_EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+
+
+def _neighbours(levels: Tensor, border: filters.Border | int) -> dict[tuple[int, int], Tensor]:
+    """The eight neighbours of every pixel and the pixel itself, by (row, column) offset; a number fills the outside."""
+    height, width = levels.shape[1:]
+    if isinstance(border, int):
+        wide = torch.nn.functional.pad(levels, (1, 1, 1, 1), value=border)
+    else:
+        wide = filters.pad(levels.double()[:, None], (1, 1), (1, 1), border)[:, 0].to(levels.dtype)
+    return {(i, j): wide[:, 1 + i : 1 + i + height, 1 + j : 1 + j + width] for i in (-1, 0, 1) for j in (-1, 0, 1)}
+
+
+def canny(levels: Levels, low: int, high: int) -> Bool[Tensor, "batch height width"]:
+    """Edges of 8-bit images: Sobel gradient, thinned across its direction, kept above `low` where joined to `high`.
+
+    The gradient's size is |dx| + |dy|. Directions are told apart at 22.5 and 67.5 degrees, in 15-bit fixed point.
+    """
+    n = _neighbours(levels.to(torch.int32), "edge")
+    dx = (n[-1, 1] - n[-1, -1]) + 2 * (n[0, 1] - n[0, -1]) + (n[1, 1] - n[1, -1])
+    dy = (n[1, -1] - n[-1, -1]) + 2 * (n[1, 0] - n[-1, 0]) + (n[1, 1] - n[-1, 1])
+    size = dx.abs() + dy.abs()
+    s = _neighbours(size, 0)
+    flat, steep = dx.abs() * 13573, dy.abs() << 15  # 13573 is tan(22.5 degrees) in 15 bit
+    level = (size > s[0, -1]) & (size >= s[0, 1])
+    upright = (size > s[-1, 0]) & (size >= s[1, 0])
+    falling = (size > s[-1, -1]) & (size > s[1, 1])
+    rising = (size > s[-1, 1]) & (size > s[1, -1])
+    diagonal = torch.where((dx ^ dy) < 0, rising, falling)
+    ridge = torch.where(steep < flat, level, torch.where(steep > flat + (dx.abs() << 16), upright, diagonal))
+    weak = ridge & (size > low)
+    edges = weak & (size > high)
+    while True:
+        around = torch.stack(list(_neighbours(edges.to(torch.int32), 0).values())).amax(0) > 0
+        grown = around & weak
+        if bool((grown == edges).all()):
+            return edges
+        edges = grown
+
+
+def chamfer_distance(edges: Bool[Tensor, "batch height width"], limit: int) -> Float[Tensor, "batch height width"]:
+    """Distance to the nearest edge pixel, at most `limit`, by steps of 1 (side), 1.4 (corner), 2.1969 (knight's move)."""
+    height, width = edges.shape[1:]
+    far = limit * _FIXED
+    distance = torch.where(edges, 0, far).to(torch.int32)
+    while True:
+        wide = torch.nn.functional.pad(distance, (2, 2, 2, 2), value=far)
+
+        def rows(i: int, wide: Tensor = wide) -> Tensor:
+            return wide[:, 2 + i : 2 + i + height]
+
+        def both(x: Tensor, j: int) -> Tensor:
+            return torch.minimum(x[:, :, 2 - j : 2 - j + width], x[:, :, 2 + j : 2 + j + width])
+
+        near, next_but_one = torch.minimum(rows(-1), rows(1)), torch.minimum(rows(-2), rows(2))
+        side = torch.minimum(near[:, :, 2:-2], both(rows(0), 1)) + _STEP["side"]
+        corner = both(near, 1) + _STEP["corner"]
+        knight = torch.minimum(both(near, 2), both(next_but_one, 1)) + _STEP["knight"]
+        shorter = torch.minimum(torch.minimum(distance, side), torch.minimum(corner, knight))
+        if bool((shorter == distance).all()):
+            return distance.float() / _FIXED
+        distance = shorter
+
+
+def equalize(levels: Levels) -> Levels:
+    """Spread the grey levels of each 8-bit image evenly; an image of one level stays as it is."""
+    flat = levels.flatten(1).long()
+    counts = torch.zeros(len(flat), 256, dtype=torch.long, device=flat.device)
+    counts.scatter_add_(1, flat, torch.ones_like(flat))
+    lowest = flat.amin(1, keepdim=True)
+    first = counts.gather(1, lowest)
+    rest = (flat.shape[1] - first).clamp(min=1)
+    share = (counts.cumsum(1) - first).clamp(min=0).float() * (255.0 / rest.float())
+    table = torch.where(first == flat.shape[1], lowest, share.round().clamp(0, 255).long())
+    return table.gather(1, flat).reshape(levels.shape).to(levels.dtype)
+
+
+def _water(liquid: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch height width"]:
+    """How much each pixel shines, at most 1: the liquid times an embossed map of the distance to its rims."""
+    levels = (liquid * 255 + 1e-9).floor().clamp(0, 255).to(torch.int32)
+    distance = chamfer_distance(canny(levels, 50, 150), 20)
+    smooth = sum(_neighbours(distance, "mirror").values()) / 9
+    even = equalize((smooth + 1e-4).floor().to(torch.int32))
+    n = _neighbours(even, "mirror")
+    emboss = torch.stack([n[i - 1, j - 1] * _EMBOSS[i][j] for i in range(3) for j in range(3)]).sum(0).clamp(0, 255)
+    mean = (sum(_neighbours(emboss.to(torch.int32), "mirror").values()) / 9).round()
+    shine = levels.float() * mean
+    return shine / shine.amax((1, 2), keepdim=True).clamp(min=1)
+
+
+def spatter(
+    x: Images, draw: Draw, mean: float, deviation: float, sigma: float, threshold: float, strength: float, mud: bool
+) -> Images:
+    """Water that adds a pale turquoise shine, or mud that covers in brown.
+
+    A layer of noise N(mean, deviation), blurred by `sigma`, is liquid where it exceeds `threshold`. Water: the layer
+    times a relief of its rims, scaled so that its largest value is `strength`, times the colour, is added. Mud: where the
+    layer is liquid, blurred by `strength` pixels and kept from 0.8 on, the colour takes the image's place.
+    """
+    layer = draw.normal(1, *x.shape[2:]).double().to(x.device) * deviation + mean
+
+    def part(x: Tensor, layer: Tensor) -> Tensor:
+        liquid = filters.gaussian_blur(layer, sigma)
+        colour = torch.tensor(_MUD if mud else _WATER, device=x.device)
+        colour = colour if x.shape[1] == 3 else (colour * torch.tensor(_GREY, device=x.device)).sum().reshape(1)
+        colour = colour[None, :, None, None]
+        if not mud:
+            liquid = torch.where(liquid < threshold, 0.0, liquid)[:, 0]
+            return x + (_water(liquid)[:, None] * strength).to(x.dtype) * colour
+        mask = filters.gaussian_blur((liquid > threshold).to(x.dtype), strength)
+        mask = torch.where(mask < 0.8, 0.0, mask)
+        return x * (1 - mask) + mask * colour
+
+    return filters.by_chunk(part, x, layer)

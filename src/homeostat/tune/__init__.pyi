@@ -1,0 +1,1 @@
+from .lora import LoRA as LoRA, LoRALayer as LoRALayer, fold as fold
