@@ -12,6 +12,7 @@ from . import select as select
 from . import shift as shift
 from . import trust as trust
 from . import tune as tune
+from .core.check import check_probe as check_probe, check_remedy as check_remedy, check_shift as check_shift
 from .core.data import UNKNOWN as UNKNOWN, Batch as Batch, Data as Data, Joined as Joined, Subset as Subset, Tensors as Tensors, Unlabelled as Unlabelled, as_data as as_data, join as join
 from .core.delta import Delta as Delta, delta as delta
 from .core.fork import fork as fork, targets as targets, unwrap as unwrap, versions as versions
@@ -27,6 +28,7 @@ from .core.spec import Spec as Spec, find as find, from_config as from_config, n
 from .core.taps import tap as tap, tapped as tapped
 from .core.task import Classify as Classify, MultiLabel as MultiLabel, Regress as Regress, Segment as Segment, Task as Task, Tokens as Tokens
 from .core.trace import Choose as Choose, Entry as Entry, Trace as Trace
+from .core.watched import CheckFailed as CheckFailed
 from .core.weights import Weights as Weights, as_weights as as_weights, fingerprint as fingerprint, weights as weights
 from .core.world import World as World
 from .core import errors as errors

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class Data(ABC):
             raise InputError(f"fractions are not negative and add up to at most 1; got {fractions}")
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
         edges = [0, *(round(sum(fractions[: i + 1]) * len(self)) for i in range(len(fractions))), len(self)]
-        return tuple(Subset(self, order[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True))
+        return tuple(Subset(self, order[a:b]) for a, b in itertools.pairwise(edges))
 
     def unlabelled(self) -> Data:
         """The same samples without `y`."""
@@ -305,7 +306,7 @@ def hash_tensor(sha: Any, name: str, tensor: Tensor) -> None:
     """Feed a tensor's name, type, shape and bytes to a hash."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-    sha.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    sha.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
 def check_finite(tree: Tree, name: str) -> None:
@@ -315,7 +316,9 @@ def check_finite(tree: Tree, name: str) -> None:
     for leaf_name, leaf in named_leaves(tree, name):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             bad = int((~torch.isfinite(leaf)).sum())
-            raise NonFiniteError(f"{leaf_name} holds {bad} values that are NaN or infinite; clean them or drop the samples")
+            raise NonFiniteError(
+                f"{leaf_name} holds {bad} values that are NaN or infinite; clean them or drop the samples"
+            )
 
 
 def devices(tree: Tree) -> set[torch.device]:

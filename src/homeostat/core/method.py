@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from homeostat.core.data import Data
@@ -70,7 +71,7 @@ class Method(Spec, abstract=True):
         """Fit what the method needs before deployment; the default needs nothing."""
         return None
 
-    def kit(self, model: nn.Module | None, world: World = World(), *, run: Run = Run()) -> nn.Module | None:  # noqa: B008
+    def kit(self, model: nn.Module | None, world: World = World(), *, run: Run = Run()) -> nn.Module | None:
         """The method's kit: from the cache in `run.scratch`, else prepared (and cached).
 
         Raises:
@@ -81,7 +82,7 @@ class Method(Spec, abstract=True):
         model = None if model is None else unwrap(model)
         seen = self.door(model, world, self.prepares(), "to prepare")
         if run.scratch is None:
-            return self.prepare(model, seen, run)
+            return self._prepared(model, seen, run)
         weights = None if model is None else (fingerprint(model), recipe(model))
         name = digest(type(self).__name__, self.digest(), weights, seen.fingerprint(), run.seed)
         path = run.scratch / "kits" / name
@@ -90,10 +91,15 @@ class Method(Spec, abstract=True):
                 return load(path)
             except CheckpointError:
                 run.emit("kit unreadable, prepared again", values={"path": str(path)})
-        made = self.prepare(model, seen, run)
+        made = self._prepared(model, seen, run)
         if made is not None:
             save(made, path)
         return made
+
+    def _prepared(self, model: nn.Module | None, world: World, run: Run) -> nn.Module | None:
+        with torch.inference_mode(False), torch.enable_grad():
+            made = self.prepare(model, world, run)
+        return None if made is None else made.eval()
 
     def door(self, model: nn.Module | None, world: World, needs: Iterable[str], why: str = "") -> World:
         """Check the model and the world against `needs`; return the world with nothing else in it."""
@@ -117,10 +123,10 @@ class Remedy(Method, abstract=True):
     def __call__(
         self,
         model: nn.Module,
-        world: World = World(),  # noqa: B008
+        world: World = World(),
         *,
         kit: nn.Module | None = None,
-        run: Run = Run(),  # noqa: B008
+        run: Run = Run(),
     ) -> Any:
         """Apply the remedy.
 
@@ -140,7 +146,8 @@ class Remedy(Method, abstract=True):
         if any(need.startswith("held") for need in self.needs()):
             raise SpecError(f"{type(self).__name__} asks for held data, which only judges may see")
         kit = self.kit(model, world, run=run) if kit is None else kit
-        return self.apply(model, seen, kit, run).eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            return self.apply(model, seen, kit, run).eval()
 
     @abstractmethod
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
@@ -181,7 +188,7 @@ class Shift(Spec, abstract=True):
 
     card: ClassVar[Card] = Card()
 
-    def __call__(self, data: Any, *, model: nn.Module | None = None, run: Run = Run()) -> Any:  # noqa: B008
+    def __call__(self, data: Any, *, model: nn.Module | None = None, run: Run = Run()) -> Any:
         """Shift data or a world.
 
         Args:
@@ -203,7 +210,9 @@ class Shift(Spec, abstract=True):
 
 
 def _any_layer(*names: str) -> Callable[[nn.Module], bool]:
-    return lambda model: any(type(m).__name__ in names or any(c.__name__ in names for c in type(m).__mro__) for m in model.modules())
+    return lambda model: any(
+        type(m).__name__ in names or any(c.__name__ in names for c in type(m).__mro__) for m in model.modules()
+    )
 
 
 @functools.cache

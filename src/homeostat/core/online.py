@@ -146,7 +146,9 @@ class Online(Part, abstract=True):
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of everything that can change."""
         kept = {f"model.{name}": t.detach().clone() for name, t in self.owned().items()}
-        state = {n: t.detach().clone() for n, t in self.state_dict().items() if is_carry(n) and ".anchor/" not in f".{n}"}
+        state = {
+            n: t.detach().clone() for n, t in self.state_dict().items() if is_carry(n) and ".anchor/" not in f".{n}"
+        }
         return kept | state
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:

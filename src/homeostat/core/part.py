@@ -20,7 +20,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -158,7 +157,9 @@ def _build(node: Any, base: nn.Module | None, here: nn.Module | None) -> nn.Modu
         return here
     if "torch" in node:
         if node["torch"] not in _LAYERS:
-            raise CheckpointError(f"the recipe names the torch layer {node['torch']!r}, which is not in the closed list")
+            raise CheckpointError(
+                f"the recipe names the torch layer {node['torch']!r}, which is not in the closed list"
+            )
         made: nn.Module = getattr(nn, node["torch"])(**_tuples(node["args"]))
     elif "sequence" in node:
         made = nn.Sequential()
@@ -173,7 +174,9 @@ def _build(node: Any, base: nn.Module | None, here: nn.Module | None) -> nn.Modu
         made = _transformers(node)
     elif base is not None:
         if f"{type(base).__module__}.{type(base).__qualname__}" != node.get("foreign"):
-            raise CheckpointError(f"the checkpoint was made over a {node.get('foreign')}; base is a {type(base).__name__}")
+            raise CheckpointError(
+                f"the checkpoint was made over a {node.get('foreign')}; base is a {type(base).__name__}"
+            )
         made = fork(base, own="*")
     else:
         raise CheckpointError(
@@ -234,7 +237,9 @@ def _transformers(node: Mapping[str, Any]) -> nn.Module:
     try:
         import transformers
     except ImportError:
-        raise MissingExtra("this checkpoint holds a transformers model: pip install 'homeostat[transformers]'") from None
+        raise MissingExtra(
+            "this checkpoint holds a transformers model: pip install 'homeostat[transformers]'"
+        ) from None
     cls = getattr(transformers, node["transformers"], None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise CheckpointError(f"transformers has no model class {node['transformers']!r}")

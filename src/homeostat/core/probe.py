@@ -24,8 +24,8 @@ from homeostat.core.method import Method
 from homeostat.core.online import Online
 from homeostat.core.reading import Reading
 from homeostat.core.run import Run
-from homeostat.core.task import Classify, Task
 from homeostat.core.taps import tapped
+from homeostat.core.task import Classify, Task
 from homeostat.core.tree import Tree, cat, map_tree
 from homeostat.core.world import World
 
@@ -108,10 +108,10 @@ class Probe(Method, abstract=True):
         world: World | Any,
         *,
         kit: nn.Module | None = None,
-        run: Run = Run(),  # noqa: B008
+        run: Run = Run(),
     ) -> Reading:
         """Measure a model (or None, for probes of data alone) on a world's held data, else its target."""
-        kits = None if kit is None else {self: kit}
+        kits: dict[Probe, nn.Module] = {} if kit is None else {self: kit}
         return read([self], model, world, kits=kits, run=run)[0]
 
     @abstractmethod
@@ -126,7 +126,7 @@ def read(
     *,
     kits: Mapping[Probe, nn.Module] | None = None,
     batch: int = 256,
-    run: Run = Run(),  # noqa: B008
+    run: Run = Run(),
 ) -> list[Reading]:
     """Measure several probes with one forward pass.
 
@@ -162,7 +162,7 @@ def measure(
     world: World,
     *,
     kits: Mapping[Probe, nn.Module] | None = None,
-    run: Run = Run(),  # noqa: B008
+    run: Run = Run(),
 ) -> list[Reading]:
     """Measure several probes from outputs that are already there."""
     readings = []
@@ -178,7 +178,7 @@ def outputs(
     data: Data | Any,
     reads: Iterable[str] = ("out",),
     *,
-    task: Task = Classify(),  # noqa: B008
+    task: Task = Classify(),
     batch: int = 256,
     layer: str | None = None,
 ) -> Outputs:
@@ -204,7 +204,7 @@ def prequential(
     data: Data | Any,
     reads: Iterable[str] = ("out",),
     *,
-    task: Task = Classify(),  # noqa: B008
+    task: Task = Classify(),
     batch: int = 256,
     labels: bool = False,
 ) -> Outputs:
@@ -225,7 +225,9 @@ def prequential(
     return _stack(rows, task)
 
 
-def _row(call: Any, piece: Batch, reads: frozenset[str], layer: str | None, task: Task, net: nn.Module | None) -> Outputs:
+def _row(
+    call: Any, piece: Batch, reads: frozenset[str], layer: str | None, task: Task, net: nn.Module | None
+) -> Outputs:
     check_finite(piece.x, "x")
     out = features = None
     if call is not None and net is not None:

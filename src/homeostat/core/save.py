@@ -109,7 +109,9 @@ def load(path: str | Path, base: nn.Module | None = None, *, verify: bool = Fals
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if verify and content_hash(model) != note["hash"]:
-        raise CheckpointError(f"{path}: the content does not match its hash {note['hash'][:12]}; the files were changed")
+        raise CheckpointError(
+            f"{path}: the content does not match its hash {note['hash'][:12]}; the files were changed"
+        )
     return model.eval()
 
 
@@ -122,7 +124,9 @@ def read_note(path: Path) -> dict[str, Any]:
     if not isinstance(note, dict) or not {"format", "hash", "recipe", "tied", "frozen"} <= set(note):
         raise CheckpointError(f"{path / 'model.json'} is not a homeostat checkpoint")
     if note["format"] > FORMAT:
-        raise CheckpointError(f"{path} has format {note['format']}; this version reads up to {FORMAT}; upgrade homeostat")
+        raise CheckpointError(
+            f"{path} has format {note['format']}; this version reads up to {FORMAT}; upgrade homeostat"
+        )
     return note
 
 

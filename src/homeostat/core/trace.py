@@ -76,7 +76,7 @@ class Trace:
 class Choose(Spec, abstract=True):
     """Picks among options from a history: `choose(trace, options) -> index`."""
 
-    def __call__(self, trace: Trace, options: Sequence[Any], *, run: Run = Run()) -> int:  # noqa: B008
+    def __call__(self, trace: Trace, options: Sequence[Any], *, run: Run = Run()) -> int:
         """Index of the option to take next.
 
         Raises:

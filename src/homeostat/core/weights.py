@@ -48,7 +48,9 @@ def check_weights(model: nn.Module) -> None:
     """Raise `NonFiniteError` when a weight is NaN or infinite, naming the first few."""
     bad = [n for n, t in weights(model).items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
-        raise NonFiniteError(f"the model's weights hold NaN or infinity in {', '.join(bad[:5])}; load a sound checkpoint")
+        raise NonFiniteError(
+            f"the model's weights hold NaN or infinity in {', '.join(bad[:5])}; load a sound checkpoint"
+        )
 
 
 class Weights(Mapping[str, Tensor]):

@@ -59,7 +59,7 @@ class World:
         parts: Mapping[str, Any] = MappingProxyType({}),
         models: Mapping[str, nn.Module | Mapping[str, Tensor] | str | Path] = MappingProxyType({}),
         env: Any = None,
-        task: Task = Classify(),  # noqa: B008
+        task: Task = Classify(),
     ):
         for name, value in zip(SPLITS, (source, target, calibration, held), strict=True):
             made = None if value is None else as_data(value, f"world.{name}")
@@ -82,7 +82,8 @@ class World:
     def only(self, needs: Iterable[str]) -> World:
         """The world with everything else absent; labels stripped unless `*.y` is asked for.
 
-        Needs read `"source.x"`, `"target.y"`, `"parts.forget.x"`, `"parts.*.x"`, `"models.cloud"`, `"models.*"`, `"env"`;
+        A need is `"source.x"`,
+        `"target.y"`, `"parts.forget.x"`, `"parts.*.x"`, `"models.cloud"`, `"models.*"` and `"env"`;
         a trailing `?` marks one that may be absent; `model.*` needs concern the model and are passed over.
         """
         wanted = {need.rstrip("?") for need in needs}
@@ -90,7 +91,9 @@ class World:
         for name in SPLITS:
             kept[name] = _stripped(getattr(self, name), name, wanted)
         kept["parts"] = {
-            name: data for name in self.parts if (data := _stripped(self.parts[name], f"parts.{name}", wanted)) is not None
+            name: data
+            for name in self.parts
+            if (data := _stripped(self.parts[name], f"parts.{name}", wanted)) is not None
         }
         kept["models"] = {n: m for n, m in self.models.items() if {f"models.{n}", "models.*"} & wanted}
         return World(**kept)
@@ -129,7 +132,7 @@ class World:
 
 
 def _stripped(data: Data | None, name: str, wanted: set[str]) -> Data | None:
-    star = f"parts.*{name[name.rindex('.'):]}" if name.startswith("parts.") else None
+    star = f"parts.*{name[name.rindex('.') :]}" if name.startswith("parts.") else None
     stem = "parts.*" if star else name
     x, y = {f"{name}.x", f"{stem}.x"} & wanted, {f"{name}.y", f"{stem}.y"} & wanted
     if data is None or not (x or y):

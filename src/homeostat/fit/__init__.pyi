@@ -1,4 +1,19 @@
 from .fit import Fit as Fit
 from .objective import Objective as Objective, Supervised as Supervised, Weighted as Weighted
-from .step import SAM as SAM, Combine as Combine, PCGrad as PCGrad, Plain as Plain, Step as Step, Sum as Sum, ZerothOrder as ZerothOrder
-from .train import Constant as Constant, Cosine as Cosine, Recipe as Recipe, Schedule as Schedule, Steps as Steps, train as train
+from .step import (
+    SAM as SAM,
+    Combine as Combine,
+    PCGrad as PCGrad,
+    Plain as Plain,
+    Step as Step,
+    Sum as Sum,
+    ZerothOrder as ZerothOrder,
+)
+from .train import (
+    Constant as Constant,
+    Cosine as Cosine,
+    Recipe as Recipe,
+    Schedule as Schedule,
+    Steps as Steps,
+    train as train,
+)

@@ -76,13 +76,17 @@ class Fit(Remedy):
                     return load(path, base=model)
                 except CheckpointError:
                     run.emit("cached training unreadable, trained again", values={"path": str(path)})
-        trained = self._train(model, data, world, kit, run, None if path is None else path.with_name(path.name + ".part"))
+        trained = self._train(
+            model, data, world, kit, run, None if path is None else path.with_name(path.name + ".part")
+        )
         unfinished = path is not None and path.with_name(path.name + ".part").exists()
         if path is not None and not unfinished:
             save(trained, path)
         return trained
 
-    def _train(self, model: nn.Module, data: Mapping[str, Data], world: World, kit: Any, run: Run, part: Any) -> nn.Module:
+    def _train(
+        self, model: nn.Module, data: Mapping[str, Data], world: World, kit: Any, run: Run, part: Any
+    ) -> nn.Module:
         matched = matches(self.own)
         wanted = {n for n, p in model.named_parameters() if matched(n) and (self.own != "*" or p.requires_grad)}
         buffers = {name for name, _ in model.named_buffers()}
@@ -126,7 +130,12 @@ def _check_first(model: nn.Module, data: Mapping[str, Data], world: World) -> No
         if batch.y is not None:
             labels = part.load().y if len(part) <= 1_000_000 else batch.y
             world.task.check(out, batch.y, f"{name}.y")
-            if isinstance(labels, Tensor) and isinstance(out, Tensor) and not labels.is_floating_point() and out.ndim == 2:
+            if (
+                isinstance(labels, Tensor)
+                and isinstance(out, Tensor)
+                and not labels.is_floating_point()
+                and out.ndim == 2
+            ):
                 from homeostat.core.task import check_labels
 
                 check_labels(labels, out.shape[-1], f"{name}.y")

@@ -38,7 +38,9 @@ class Objective(Spec, abstract=True):
         return None
 
     @abstractmethod
-    def losses(self, model: nn.Module, batches: Mapping[str, Batch], task: Task, kit: Any, run: Run) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batches: Mapping[str, Batch], task: Task, kit: Any, run: Run
+    ) -> dict[str, Tensor]:
         """Scalar losses by name; `run` is this step's, so that draws from it are the same after a resume."""
 
 
@@ -57,7 +59,9 @@ class Supervised(Objective):
     def inputs(self) -> tuple[str, ...]:
         return (self.on,)
 
-    def losses(self, model: nn.Module, batches: Mapping[str, Batch], task: Task, kit: Any, run: Run) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batches: Mapping[str, Batch], task: Task, kit: Any, run: Run
+    ) -> dict[str, Tensor]:
         batch = batches[self.on]
         out, y = model(batch.x), batch.y
         if self.smoothing and isinstance(out, Tensor) and isinstance(y, Tensor):
@@ -93,7 +97,9 @@ class Weighted(Objective):
             return None
         return nn.Sequential(*(nn.Identity() if kit is None else kit for kit in kits))
 
-    def losses(self, model: nn.Module, batches: Mapping[str, Batch], task: Task, kit: Any, run: Run) -> dict[str, Tensor]:
+    def losses(
+        self, model: nn.Module, batches: Mapping[str, Batch], task: Task, kit: Any, run: Run
+    ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         weights = self.weights or (1.0,) * len(self.terms)
         for i, (term, weight) in enumerate(zip(self.terms, weights, strict=True)):

@@ -106,7 +106,7 @@ def train(
     parameters: Mapping[str, Tensor],
     recipe: Recipe,
     *,
-    run: Run = Run(),  # noqa: B008
+    run: Run = Run(),
     checkpoint: Path | None = None,
 ) -> nn.Module:
     """Train a model in place and return it.

@@ -67,12 +67,19 @@ def pad(
 
 
 def weighted_sum(parts: list[tuple[Tensor, float]]) -> Tensor:
-    """The sum of `weight * part` over equal shapes, added in the order given, without fused multiply-add."""
-    first, weight = parts[0]
-    total = first * weight
-    term = torch.empty_like(total)
-    for part, weight in parts[1:]:
-        total += torch.mul(part, weight, out=term)
+    """The sum of `weight * part` over equal shapes, in a fixed order and without fused multiply-add.
+
+    Parts of equal weight are added up first and multiplied once.
+    """
+    groups: dict[float, list[Tensor]] = {}
+    for part, weight in parts:
+        groups.setdefault(weight, []).append(part)
+    total, term = torch.zeros_like(parts[0][0]), torch.empty_like(parts[0][0])
+    for weight, members in groups.items():
+        torch.mul(members[0], weight if len(members) == 1 else 1, out=term)
+        for member in members[1:]:
+            term += member
+        total += term if len(members) == 1 else term.mul_(weight)
     return total
 
 
@@ -176,19 +183,18 @@ def box_shrink(
     """
     for dim, new in ((3, width), (2, height)):
         side = levels.shape[dim]
-        scale = side / new
-        centres = [(i + 0.5) * scale for i in range(new)]
         # A box reaches half a step to each side; an image is never cut finer than its own pixels.
-        first = [max(0, int(c - 0.5 * max(scale, 1.0) + 0.5)) for c in centres]
-        end = [min(side, int(c + 0.5 * max(scale, 1.0) + 0.5)) for c in centres]
-        member = [[0.0] * new for _ in range(side)]
-        for column, (a, b) in enumerate(zip(first, end, strict=True)):
-            for row in range(a, b):
-                member[row][column] = round((1 << 22) / (b - a))
-        # Pillow works with 22-bit fixed-point weights. The sums stay below 2**31, so float64 holds them exactly.
-        weights = torch.tensor(member, dtype=torch.float64, device=levels.device)
-        mixed = (levels.double().movedim(dim, -1) @ weights).movedim(-1, dim)
-        levels = ((mixed + (1 << 21)) / (1 << 22)).floor().clamp(0, 255).to(levels.dtype)
+        scale, reach = side / new, max(side / new, 1.0) / 2
+        centres = [(i + 0.5) * scale for i in range(new)]
+        first = torch.tensor([max(0, int(c - reach + 0.5)) for c in centres])
+        end = torch.tensor([min(side, int(c + reach + 0.5)) for c in centres])
+        total = levels.index_select(dim, first.to(levels.device))
+        for step in range(1, int((end - first).max())):
+            inside = (first + step < end).to(levels.dtype).reshape([-1] + [1] * (3 - dim)).to(levels.device)
+            total += levels.index_select(dim, (first + step).clamp(max=side - 1).to(levels.device)) * inside
+        # Pillow's weights are fixed-point numbers of 22 bit, which double precision adds up exactly.
+        weight = ((1 << 22) / (end - first).double()).round().reshape([-1] + [1] * (3 - dim)).to(levels.device)
+        levels = ((total * weight + (1 << 21)) / (1 << 22)).floor_().clamp_(0, 255).to(levels.dtype)
     return levels
 
 

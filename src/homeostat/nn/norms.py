@@ -34,8 +34,14 @@ class BlendedBatchNorm(Part):
     """
 
     def __init__(
-        self, features: int, eps: float = 1e-5, blend: float = 0.0, prior: float = 0.0, affine: bool = True, stored: bool = True
-    ):  # fmt: skip
+        self,
+        features: int,
+        eps: float = 1e-5,
+        blend: float = 0.0,
+        prior: float = 0.0,
+        affine: bool = True,
+        stored: bool = True,
+    ):
         super().__init__()
         self.features, self.eps, self.blend, self.prior = features, eps, blend, prior
         self.affine, self.stored = affine, stored

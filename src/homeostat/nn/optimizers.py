@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import annotated_types as at
 import torch
@@ -54,7 +54,10 @@ class Optimizer(Spec, abstract=True):
 
 def _zeros(parameters: Mapping[str, Tensor], state: Bag, prefix: str, *kinds: str) -> None:
     for kind in kinds:
-        state.put(f"{prefix}.{kind}", {n: torch.zeros_like(p, memory_format=torch.preserve_format) for n, p in parameters.items()})
+        state.put(
+            f"{prefix}.{kind}",
+            {n: torch.zeros_like(p, memory_format=torch.preserve_format) for n, p in parameters.items()},
+        )
     state[f"{prefix}.step"] = torch.zeros(len(parameters))
 
 
@@ -129,7 +132,8 @@ class Adam(Optimizer):
         moments = [[state[f"{prefix}.{kind}.{name}"] for name in parameters] for kind in ("mean", "square")]
         largest = [state[f"{prefix}.largest.{name}"] for name in parameters] if self.amsgrad else []
         with torch.no_grad():
-            (adamw if self.decoupled else adam)(
+            step: Any = adamw if self.decoupled else adam
+            step(
                 params, grads, *moments, largest, list(state[f"{prefix}.step"].unbind()), foreach=len(params) > 1,
                 amsgrad=self.amsgrad, beta1=self.betas[0], beta2=self.betas[1], lr=self.lr * scale,
                 weight_decay=self.weight_decay, eps=self.eps, maximize=False,

@@ -46,7 +46,7 @@ def disk(radius: float, softness: float) -> Float[Tensor, "side side"]:
     grid = (inside / inside.sum())[None, None]
     kernel = filters.correlate(filters.correlate(grid, weights[:, None], "mirror"), weights[None, :], "mirror")[0, 0]
     spare = int((kernel.sum(1) > 0).double().argmax())
-    return kernel[spare : len(kernel) - spare, spare : len(kernel) - spare]
+    return kernel[spare : len(kernel) - spare, spare : len(kernel) - spare].float()
 
 
 def defocus_blur(x: Images, draw: Draw, radius: float, softness: float) -> Images:

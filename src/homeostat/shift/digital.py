@@ -102,7 +102,7 @@ def jpeg_compression(x: Images, draw: Draw, quality: int) -> Images:
     A grey image is written as grey.
     """
     pixels = (x * 255).round().to(torch.uint8).movedim(1, -1)
-    pixels = (pixels[..., 0] if x.shape[1] == 1 else pixels).cpu().numpy()
+    pixels = (pixels[..., 0] if x.shape[1] == 1 else pixels).contiguous().cpu().numpy()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         done = np.stack(list(pool.map(lambda image: _through_jpeg(image, quality), pixels)))
     done = torch.from_numpy(done).to(x.device)

@@ -106,9 +106,9 @@ def frost_layer(draw: Draw, height: int, width: int, grain: float) -> Float[Tens
             ridge = 1 - ((above * (1 - down) + below * down) * 2 - 1).abs()
             sheet += ridge * ridge
         bright = 0.42 + 0.44 * level
-        contrast = 0.32 - 0.24 * level
-        # Ridges of uniform noise have a mean near 0.46 and their sum of four a deviation near 0.6.
-        return bright + contrast * (sheet - 0.46 * _FROST_OCTAVES)
+        contrast = 0.21 - 0.13 * level
+        # An octave of ridges has a mean near 0.47; the sum of five has a deviation near 0.64.
+        return bright + contrast * (sheet - 0.47 * _FROST_OCTAVES)
 
     sheet = filters.by_chunk(part, table, cosine, sine, level)
     return torch.stack([sheet + tint for tint in _FROST_TINT], 1).clamp(0, 1)

@@ -10,8 +10,8 @@ in the reference. A convolution is treated as its unfolded matrix: A is a convol
 kernel, B a 1x1 convolution back. `fold()` adds the correction to W, so that serving costs nothing extra.
 
 Defaults: r = 8, alpha = 16, on every linear layer; the original paper tunes r in 1..64 and fixes alpha to the first r
-tried. It helps when the change needed is of low rank (new domains, new label sets on good features) and does little when
-early filters must change a lot.
+tried. It helps when the change needed is of low rank (new domains, new label sets on good features) and does
+little when early filters must change a lot.
 
 >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
 >>> tuned = LoRA(rank=2)(net)
@@ -100,7 +100,9 @@ class LoRA(Remedy):
     convolutions: bool = False
 
     card: ClassVar[Card] = Card(
-        paper="Hu et al., LoRA, ICLR 2022", handles=frozenset({"covariate", "concept"}), needs=frozenset({"model.linear"})
+        paper="Hu et al., LoRA, ICLR 2022",
+        handles=frozenset({"covariate", "concept"}),
+        needs=frozenset({"model.linear"}),
     )
 
     def needs(self) -> frozenset[str]:
