@@ -1,5 +1,5 @@
 """Unlabelled test-time adaptation."""
 
-import lazy_loader
+from homeostat.core.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from homeostat.core.errors import DtypeError, InputError
+from homeostat.core.errors import DtypeError, InputError, MissingPart, NonFiniteError
 from homeostat.core.spec import digest
 from homeostat.core.tree import Tree, cat, leaves, length, map_tree, named_leaves
 
@@ -59,6 +59,18 @@ class Batch:
     def __getitem__(self, index: Any) -> Batch:
         """Rows by slice, mask or positions."""
         return self.map(lambda t: t[index])
+
+    @property
+    def labels(self) -> Tensor:
+        """`y` as one tensor.
+
+        Raises:
+            MissingPart: there are no labels, or they are no single tensor.
+        """
+        y = self.y
+        if not isinstance(y, Tensor):
+            raise MissingPart(f"labels are wanted as one tensor, and y is {'absent' if y is None else 'a tree of them'}")
+        return y
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Apply a function to every tensor."""
@@ -311,8 +323,6 @@ def hash_tensor(sha: Any, name: str, tensor: Tensor) -> None:
 
 def check_finite(tree: Tree, name: str) -> None:
     """Raise `NonFiniteError` when a floating leaf holds NaN or infinity."""
-    from homeostat.core.errors import NonFiniteError
-
     for leaf_name, leaf in named_leaves(tree, name):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             bad = int((~torch.isfinite(leaf)).sum())

@@ -26,6 +26,8 @@ class Bag(Part):
     (True, ['mean/layer1/weight'])
     """
 
+    takes_any_tensor = True  # loading takes names and shapes from the file
+
     def __init__(self, tensors: Mapping[str, Tensor] | None = None):
         super().__init__()
         for name, tensor in (tensors or {}).items():

@@ -132,6 +132,11 @@ def read_note(path: Path) -> dict[str, Any]:
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:
     """Assign tensors to a model by name, in place; names, shapes and kinds must match, all misfits listed at once."""
+    for path, module in model.named_modules():
+        if getattr(module, "takes_any_tensor", False):
+            prefix = f"{path}." if path else ""
+            names = [n for n in tensors if n.startswith(prefix) and "." not in n[len(prefix) :]]
+            module._buffers = {n[len(prefix) :]: tensors[n] for n in names}
     wanted = model.state_dict(keep_vars=True)
     missing = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
     extra = [n for n in tensors if n not in wanted]

@@ -1,0 +1,10 @@
+from .archives import npz as npz
+from .cifar import cifar10 as cifar10
+from .fashion import fashion_mnist as fashion_mnist
+from .folders import image_folder as image_folder
+from .handwriting import digits as digits, mnist as mnist
+from .hub import huggingface as huggingface
+from .pixels import Pixels as Pixels
+from .strings import Strings as Strings
+from .tokenizers import ByteTokenizer as ByteTokenizer, WordTokenizer as WordTokenizer
+from .wordnet import glosses as glosses

@@ -1,0 +1,5 @@
+from .loop import Loop as Loop
+from .monitor import Monitor as Monitor
+from .plan import Plan as Plan
+from .propose import ByRecord as ByRecord
+from .store import Row as Row, Store as Store

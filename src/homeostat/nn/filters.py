@@ -35,9 +35,12 @@ _CHUNK = 1 << 17  # elements that stay in a second-level cache, with the two or 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def by_chunk(function: Callable[..., Tensor], x: Tensor, *rows: Tensor) -> Tensor:
-    """`function(x, *rows)`, called on parts of the batch small enough for the cache and put together again."""
-    step = max(1, _CHUNK // max(1, x[0].numel()))
+def by_chunk(function: Callable[..., Tensor], x: Tensor, *rows: Tensor, size: int = 0) -> Tensor:
+    """`function(x, *rows)`, called on parts of the batch small enough for the cache and put together again.
+
+    `size` is the number of elements that one sample keeps busy, by default that of its part of `x`.
+    """
+    step = max(1, _CHUNK // max(1, size or x[0].numel()))
     if len(x) <= step:
         return function(x, *rows)
     parts = zip(x.split(step), *(r.split(step) for r in rows), strict=True)
@@ -90,10 +93,16 @@ def correlate(
     high, wide = kernel.shape
     taps = [(i, j, w) for i, line in enumerate(kernel.tolist()) for j, w in enumerate(line) if w != 0]
 
+    # Left and right halves of a round kernel weigh the same, so the image is folded before it is weighed.
+    fold = min(high, wide) > 1 and bool((kernel == kernel.flip(1)).all())
+
     def part(x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         y = pad(x, (high // 2, high // 2), (wide // 2, wide // 2), border)
-        return weighted_sum([(y[:, :, i : i + height, j : j + width], w) for i, j, w in taps])
+        columns = [y[:, :, :, j : j + width] for j in range(wide)]
+        if fold:
+            columns = [columns[j] + columns[-1 - j] for j in range(wide // 2)] + [columns[wide // 2]]
+        return weighted_sum([(columns[j][:, :, i : i + height], w) for i, j, w in taps if j < len(columns)])
 
     return by_chunk(part, x)
 
@@ -113,7 +122,7 @@ def gaussian_blur(
     border: Border = "edge",
     truncate: float = 4.0,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Separable Gaussian blur, cut at `truncate` standard deviations; `sigma` in pixels, or one for rows, one for columns."""
+    """Separable Gaussian blur, cut at `truncate` deviations; `sigma` in pixels, or one for rows and one for columns."""
     pair = sigma if isinstance(sigma, tuple) else (sigma, sigma)
     down, along = (gaussian_weights(s, int(truncate * s + 0.5)) for s in pair)
     return by_chunk(lambda part: correlate(correlate(part, down[:, None], border), along[None, :], border), x)
@@ -131,13 +140,13 @@ def sample_bilinear(
         height, width = x.shape[2:]
         top, left = rows.floor(), columns.floor()
         down, right = (rows - top).to(x.dtype)[:, None], (columns - left).to(x.dtype)[:, None]
+        ys = [border_index(top.long() + step, height, border) * width for step in (0, 1)]
+        xs = [border_index(left.long() + step, width, border) for step in (0, 1)]
         flat = x.flatten(2)
 
-        def corner(dy: int, dx: int) -> Tensor:
-            y = border_index(top.long() + dy, height, border)
-            index = (y * width + border_index(left.long() + dx, width, border)).flatten(1)
-            values = flat.gather(2, index[:, None].expand(-1, x.shape[1], -1))
-            return values.reshape(*x.shape[:2], *rows.shape[1:])
+        def corner(i: int, j: int) -> Tensor:
+            index = (ys[i] + xs[j]).flatten(1)[:, None].expand(-1, x.shape[1], -1)
+            return flat.gather(2, index).reshape(*x.shape[:2], *rows.shape[1:])
 
         above = corner(0, 0) * (1 - right) + corner(0, 1) * right
         below = corner(1, 0) * (1 - right) + corner(1, 1) * right
@@ -177,28 +186,30 @@ def zoom(
 def box_shrink(
     levels: Float[Tensor, "batch channels height width"], height: int, width: int
 ) -> Float[Tensor, "batch channels {height} {width}"]:
-    """Shrink 8-bit images (`levels` 0..255) as Pillow's `Image.BOX` does: columns first, each pass rounded to 8 bit.
+    """Shrink 8-bit images (`levels` 0..255) as Pillow's `Image.BOX` does: columns, then rows, each rounded to 8 bit.
 
-    Every new pixel is the mean of the whole pixels whose centres fall into its box.
+    Every new pixel is the mean of the whole pixels whose centres fall into its box. (From version 13 on, Pillow takes
+    rows before columns in some tall images. The two orders differ by a level here and there.)
     """
     for dim, new in ((3, width), (2, height)):
         side = levels.shape[dim]
-        # A box reaches half a step to each side; an image is never cut finer than its own pixels.
         scale, reach = side / new, max(side / new, 1.0) / 2
-        centres = [(i + 0.5) * scale for i in range(new)]
-        first = torch.tensor([max(0, int(c - reach + 0.5)) for c in centres])
-        end = torch.tensor([min(side, int(c + reach + 0.5)) for c in centres])
-        total = levels.index_select(dim, first.to(levels.device))
-        for step in range(1, int((end - first).max())):
-            inside = (first + step < end).to(levels.dtype).reshape([-1] + [1] * (3 - dim)).to(levels.device)
-            total += levels.index_select(dim, (first + step).clamp(max=side - 1).to(levels.device)) * inside
-        # Pillow's weights are fixed-point numbers of 22 bit, which double precision adds up exactly.
-        weight = ((1 << 22) / (end - first).double()).round().reshape([-1] + [1] * (3 - dim)).to(levels.device)
-        levels = ((total * weight + (1 << 21)) / (1 << 22)).floor_().clamp_(0, 255).to(levels.dtype)
+        inside = torch.zeros(side, new)
+        for column in range(new):
+            centre = (column + 0.5) * scale
+            for pixel in range(max(0, int(centre - reach + 0.5)), min(side, int(centre + reach + 0.5))):
+                # Half a box to either side, in Pillow's own arithmetic: some centres lie on an edge.
+                inside[pixel, column] = -0.5 < (pixel - centre + 0.5) * (1 / (2 * reach)) <= 0.5
+        inside, count = inside.to(levels), inside.sum(0).double()
+        # Sums of whole levels are exact in any order. Pillow's weights are fixed-point numbers of 22 bit.
+        total = (levels @ inside if dim == 3 else inside.T @ levels).double()
+        weight = ((1 << 22) / count).round().to(levels.device)
+        total.mul_(weight if dim == 3 else weight[:, None]).add_(1 << 21).div_(1 << 22)
+        levels = total.floor_().clamp_(0, 255).to(levels.dtype)
     return levels
 
 
-def grey_levels(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def gray_levels(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x` in [0, 1] as 8-bit levels 0..255, cut and not rounded, clipped.
 
     A small share of a level is added first, so that a whole level stays one in spite of rounding errors.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +55,8 @@ class BlendedBatchNorm(Part):
         self.register_buffer("running_mean", torch.zeros(features) if stored else None)
         self.register_buffer("running_var", torch.ones(features) if stored else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0) if stored else None)
+        self._recorded: list[tuple[Tensor, Tensor]] | None = None
+        self._replayed: Iterator[tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def like(cls, norm: _BatchNorm, blend: float = 0.0, prior: float = 0.0) -> BlendedBatchNorm:
@@ -65,23 +69,42 @@ class BlendedBatchNorm(Part):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._replayed is not None:
+            return self._normalized(x, *next(self._replayed))
         blend = self.prior / (self.prior + len(x)) if self.prior > 0 else self.blend
         if blend == 0 and x.numel() == x.shape[1]:
             # One value a channel has no variance: the batch says nothing, the stored statistics must do.
             if not self.stored:
                 raise InputError("one value a channel has no batch statistics, and this layer stores none")
             blend = 1.0
-        if blend == 0:
+        if blend == 0 and self._recorded is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if blend == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
-        mean = torch.lerp(mean, self.running_mean, blend)  # type: ignore[arg-type]
-        scale = (torch.lerp(var, self.running_var, blend) + self.eps).rsqrt()  # type: ignore[arg-type]
+            mean, var = self.running_mean, self.running_var
+        else:
+            var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+            if blend > 0:
+                mean = torch.lerp(mean, self.running_mean, blend)  # type: ignore[arg-type]
+                var = torch.lerp(var, self.running_var, blend)  # type: ignore[arg-type]
+        if self._recorded is not None:
+            self._recorded.append((mean.detach(), var.detach()))  # type: ignore[union-attr]
+        if mean.requires_grad or var.requires_grad:  # type: ignore[union-attr]
+            return self._differentiable(x, mean, var)  # type: ignore[arg-type]
+        return self._normalized(x, mean, var)  # type: ignore[arg-type]
+
+    def _normalized(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _differentiable(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The same, with gradients through the statistics, which PyTorch's evaluation mode leaves out."""
+        scale = (var + self.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
         shape = (1, -1, *([1] * (x.ndim - 2)))
         return x * scale.view(shape) + shift.view(shape)
+
+
+BATCHNORMS = (_BatchNorm, BlendedBatchNorm)
 
 
 def blend_batchnorm(model: nn.Module, blend: float = 0.0, prior: float = 0.0) -> nn.Module:
@@ -91,14 +114,58 @@ def blend_batchnorm(model: nn.Module, blend: float = 0.0, prior: float = 0.0) ->
         ModelError: the model has no BatchNorm layer.
     """
     made = fork(model)
-    layers = [(name, m) for name, m in made.named_modules() if isinstance(m, (_BatchNorm, BlendedBatchNorm))]
+    layers = [(name, m) for name, m in made.named_modules() if isinstance(m, BATCHNORMS)]
     if not layers:
         raise ModelError(f"{type(model).__name__} has no BatchNorm layer whose statistics could adapt")
-    if isinstance(made, (_BatchNorm, BlendedBatchNorm)):
+    if isinstance(made, BATCHNORMS):
         return _blended(made, blend, prior)
     for name, layer in layers:
         replace(made, name, _blended(layer, blend, prior))
     return made
+
+
+def batch_statistics(model: nn.Module) -> nn.Module:
+    """A fork whose BatchNorm layers, if it has any, take their statistics from the batch alone."""
+    return blend_batchnorm(model) if any(isinstance(m, BATCHNORMS) for m in model.modules()) else fork(model)
+
+
+@contextmanager
+def recorded_statistics(model: nn.Module) -> Iterator[Replay]:
+    """Note the statistics that each `BlendedBatchNorm` uses inside, so that a later pass can use them again.
+
+    >>> net, x = blend_batchnorm(nn.BatchNorm1d(2)), torch.randn(8, 2)
+    >>> with torch.no_grad(), recorded_statistics(net) as replay:
+    ...     whole = net(x)
+    >>> with replay():
+    ...     part = net(x[:3])
+    >>> bool(torch.allclose(part, whole[:3], atol=1e-6))
+    True
+    """
+    layers = [m for m in model.modules() if isinstance(m, BlendedBatchNorm)]
+    for layer in layers:
+        layer._recorded = []
+    try:
+        yield Replay([(layer, layer._recorded) for layer in layers])  # type: ignore[misc]
+    finally:
+        for layer in layers:
+            layer._recorded = None
+
+
+class Replay:
+    """Statistics of one pass; inside `with replay():` the layers use them, in the order in which they were noted."""
+
+    def __init__(self, noted: list[tuple[BlendedBatchNorm, list[tuple[Tensor, Tensor]]]]):
+        self.noted = noted
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        for layer, statistics in self.noted:
+            layer._replayed = iter(statistics)
+        try:
+            yield
+        finally:
+            for layer, _ in self.noted:
+                layer._replayed = None
 
 
 def _blended(layer: Any, blend: float, prior: float) -> BlendedBatchNorm:

@@ -25,6 +25,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from homeostat.core.errors import NonFiniteError
 from homeostat.core.online import Bag
 from homeostat.core.spec import Fraction, NonNegative, Positive, Spec
 
@@ -50,6 +51,17 @@ class Optimizer(Spec, abstract=True):
         scale: float = 1.0,
     ) -> None:
         """One step in place, with the learning rate times `scale`."""
+
+    def minimize(self, loss: Tensor, parameters: Mapping[str, Tensor], state: Bag, prefix: str = "optimizer") -> None:
+        """One step down the gradient of a scalar loss; a parameter it does not depend on has the gradient 0.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite; nothing is changed.
+        """
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(f"the loss is {float(loss)}; no step was made. Look at the inputs and the learning rate")
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        self.update(parameters, dict(zip(parameters, gradients, strict=True)), state, prefix)
 
 
 def _zeros(parameters: Mapping[str, Tensor], state: Bag, prefix: str, *kinds: str) -> None:

@@ -91,7 +91,7 @@ def glass_blur(x: Images, draw: Draw, sigma: float, reach: int, sweeps: int) -> 
     offsets = draw.integers(-reach, reach, sweeps, rows, columns, 2).to(x.device)
 
     def part(x: Tensor, offsets: Tensor) -> Tensor:
-        flat = filters.grey_levels(filters.gaussian_blur(x, sigma)).div(255).flatten(2)
+        flat = filters.gray_levels(filters.gaussian_blur(x, sigma)).div(255).flatten(2)
         for sweep in offsets.unbind(1):
             source = _sweep(sweep, reach, height, width)
             flat = flat.gather(2, source[:, None].expand(-1, channels, -1))
@@ -100,9 +100,7 @@ def glass_blur(x: Images, draw: Draw, sigma: float, reach: int, sweeps: int) -> 
     return filters.by_chunk(part, x, offsets)
 
 
-def directional_blur(
-    x: Images, degrees: Float[Tensor, " batch"], radius: int, sigma: float
-) -> Images:
+def directional_blur(x: Images, degrees: Float[Tensor, " batch"], radius: int, sigma: float) -> Images:
     """A trail along one direction per image: the mean of copies moved by 0..2 `radius` pixels, edge pixels repeated.
 
     Copy i is weighted by exp(-i^2 / (2 sigma^2)) and looks i pixels away at the given angle, counted from the

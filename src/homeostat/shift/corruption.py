@@ -11,9 +11,22 @@ Lengths are in pixels and are not scaled with the image, except in `elastic_tran
 The result is clipped to [0, 1] and cut (not rounded) to 8 bit, as in the code that made the published sets. Grey images
 stay grey: brightness is added, spatter and frost lose their colour, saturation has nothing to act on.
 
-Largest difference from the reference code when it is given the same random numbers, in grey levels of 255:
+Checked against the peers' code, given the same random numbers and natural images (`imagecorruptions` 1.1.2 at 224x224
+and 96x72, `make_cifar_c.py` of hendrycks/robustness with ImageMagick at 32x32). Largest difference in levels of 255:
 
-TABLE
+| corruption | levels | where the difference comes from |
+|---|---|---|
+| shot_noise, contrast, pixelate, jpeg_compression | 0 | |
+| gaussian_noise, speckle_noise, gaussian, defocus, motion, zoom blur | 1 | rounding next to a whole level |
+| snow, fog, brightness, saturate | 1 | the same |
+| glass_blur | 1 | the same; for CIFAR 2 in two values of 100 000, because it is cut to 8 bit twice |
+| elastic_transform | 1 | the same; for CIFAR 3, because OpenCV looks up positions in steps of 1/32 pixel |
+| spatter | 1 | the same; more where the peers' 8-bit layer overflows (CIFAR, severity 3) |
+| impulse_noise | | drawn in another way; the shares of black and white agree |
+| frost | | procedural, see `weather`; the mean change is within 3 % of that of the photographs |
+
+Mean damage grows with severity except, here as in the published sets, in elastic_transform, spatter, saturate, and in
+single steps of glass_blur, frost, snow (ImageNet, 2 to 3), fog (ImageNet, 3 to 4) and motion_blur (CIFAR, 3 to 4).
 
 >>> import torch
 >>> from homeostat.core.random import Draw
@@ -126,84 +139,87 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 def _zooms(step: float, count: int, trim: bool) -> tuple[tuple[float, ...], bool]:
     """`count` factors from 1 on. The peers add `(1 + step) - 1`, whose last bits decide where a half pixel goes."""
-    return tuple(1 + i * ((1 + step) - 1) for i in range(count)), trim
+    return tuple(1.0 + i * ((1 + step) - 1) for i in range(count)), trim
 
 
 IMAGENET: dict[str, tuple[Any, ...]] = {
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),
-    "shot_noise": (60, 25, 12, 5, 3),
+    "shot_noise": (60.0, 25.0, 12.0, 5.0, 3.0),
     "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),
-    "defocus_blur": ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-    "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-    "motion_blur": ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+    "defocus_blur": ((3.0, 0.1), (4.0, 0.5), (6.0, 0.5), (8.0, 0.5), (10.0, 0.5)),
+    "glass_blur": ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+    "motion_blur": ((10, 3.0), (15, 5.0), (15, 8.0), (15, 12.0), (20, 15.0)),
     "zoom_blur": tuple(
         _zooms(step, count, False) for step, count in ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11))
     ),
     "snow": (
-        (0.1, 0.3, 3, 0.5, 10, 4, 0.8, False),
-        (0.2, 0.3, 2, 0.5, 12, 4, 0.7, False),
-        (0.55, 0.3, 4, 0.9, 12, 8, 0.7, False),
-        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65, False),
-        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55, False),
+        (0.1, 0.3, 3.0, 0.5, 10, 4.0, 0.8, False),
+        (0.2, 0.3, 2.0, 0.5, 12, 4.0, 0.7, False),
+        (0.55, 0.3, 4.0, 0.9, 12, 8.0, 0.7, False),
+        (0.55, 0.3, 4.5, 0.85, 12, 8.0, 0.65, False),
+        (0.55, 0.3, 2.5, 0.85, 12, 12.0, 0.55, False),
     ),
-    "frost": ((1, 0.4, 32), (0.8, 0.6, 32), (0.7, 0.7, 32), (0.65, 0.7, 32), (0.6, 0.75, 32)),
-    "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+    "frost": ((1.0, 0.4, 32.0), (0.8, 0.6, 32.0), (0.7, 0.7, 32.0), (0.65, 0.7, 32.0), (0.6, 0.75, 32.0)),
+    "fog": ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4)),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-    "elastic_transform": tuple((1.25 * a, 0.01, 0) for a in (0.05, 0.065, 0.085, 0.1, 0.12)),
+    "elastic_transform": tuple((1.25 * a, 0.01, 0.0) for a in (0.05, 0.065, 0.085, 0.1, 0.12)),
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
     "jpeg_compression": (25, 18, 15, 10, 7),
     "speckle_noise": (0.15, 0.2, 0.35, 0.45, 0.6),
-    "gaussian_blur": (1, 2, 3, 4, 6),
+    "gaussian_blur": (1.0, 2.0, 3.0, 4.0, 6.0),
     "spatter": (
-        (0.65, 0.3, 4, 0.69, 0.6, False),
-        (0.65, 0.3, 3, 0.68, 0.6, False),
-        (0.65, 0.3, 2, 0.68, 0.5, False),
-        (0.65, 0.3, 1, 0.65, 1.5, True),
-        (0.67, 0.4, 1, 0.65, 1.5, True),
+        (0.65, 0.3, 4.0, 0.69, 0.6, False),
+        (0.65, 0.3, 3.0, 0.68, 0.6, False),
+        (0.65, 0.3, 2.0, 0.68, 0.5, False),
+        (0.65, 0.3, 1.0, 0.65, 1.5, True),
+        (0.67, 0.4, 1.0, 0.65, 1.5, True),
     ),
-    "saturate": ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
+    "saturate": ((0.3, 0.0), (0.1, 0.0), (2.0, 0.0), (5.0, 0.1), (20.0, 0.2)),
 }
 
 CIFAR: dict[str, tuple[Any, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
-    "shot_noise": (500, 250, 100, 75, 50),
+    "shot_noise": (500.0, 250.0, 100.0, 75.0, 50.0),
     "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
-    "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1)),
     "glass_blur": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
-    "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+    "motion_blur": ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5)),
     "zoom_blur": tuple(_zooms(0.01, count, True) for count in (7, 12, 16, 21, 26)),
     "snow": (
-        (0.1, 0.2, 1, 0.6, 8, 3, 0.95, True),
-        (0.1, 0.2, 1, 0.5, 10, 4, 0.9, True),
-        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9, True),
-        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85, True),
-        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8, True),
+        (0.1, 0.2, 1.0, 0.6, 8, 3.0, 0.95, True),
+        (0.1, 0.2, 1.0, 0.5, 10, 4.0, 0.9, True),
+        (0.15, 0.3, 1.75, 0.55, 10, 4.0, 0.9, True),
+        (0.25, 0.3, 2.25, 0.6, 12, 6.0, 0.85, True),
+        (0.3, 0.3, 1.25, 0.65, 14, 12.0, 0.8, True),
     ),
-    "frost": ((1, 0.2, 6.4), (1, 0.3, 6.4), (0.9, 0.4, 6.4), (0.85, 0.4, 6.4), (0.75, 0.45, 6.4)),
-    "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    "frost": ((1.0, 0.2, 6.4), (1.0, 0.3, 6.4), (0.9, 0.4, 6.4), (0.85, 0.4, 6.4), (0.75, 0.45, 6.4)),
+    "fog": ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75)),
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
     "elastic_transform": (
-        *((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06)),
-        *((0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+        (0.0, 0.0, 0.08),
+        (0.05, 0.2, 0.07),
+        (0.08, 0.06, 0.06),
+        (0.1, 0.04, 0.05),
+        (0.1, 0.03, 0.03),
     ),
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     "jpeg_compression": (80, 65, 58, 50, 40),
     "speckle_noise": (0.06, 0.1, 0.12, 0.16, 0.2),
-    "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1),
+    "gaussian_blur": (0.4, 0.6, 0.7, 0.8, 1.0),
     "spatter": (
         (0.62, 0.1, 0.7, 0.7, 0.5, False),
         (0.65, 0.1, 0.8, 0.7, 0.5, False),
-        (0.65, 0.3, 1, 0.69, 0.5, False),
+        (0.65, 0.3, 1.0, 0.69, 0.5, False),
         (0.65, 0.1, 0.7, 0.69, 0.6, True),
         (0.65, 0.1, 0.5, 0.68, 0.6, True),
     ),
-    "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
+    "saturate": ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2)),
 }
 
 
-def corrupt(x: Tensor, name: str, severity: int, draw: Draw, preset: Preset = "auto") -> Tensor:
+def corrupt(x: Any, name: str, severity: Any, draw: Draw, preset: str = "auto") -> Tensor:
     """A corrupted copy of images, clipped to [0, 1] and cut to 8 bit, in their own dtype and on their own device.
 
     Args:
@@ -220,7 +236,8 @@ def corrupt(x: Tensor, name: str, severity: int, draw: Draw, preset: Preset = "a
             more or fewer of them than ids.
     """
     if name not in _FUNCTIONS:
-        raise UnknownName(f"no corruption is called {name!r}; there are {', '.join(_FUNCTIONS)}.{nearest(name, _FUNCTIONS)}")
+        known = ", ".join(_FUNCTIONS)
+        raise UnknownName(f"no corruption is called {name!r}; there are {known}.{nearest(name, _FUNCTIONS)}")
     if isinstance(severity, bool) or not isinstance(severity, int) or not 0 <= severity <= 5:
         raise SpecError(f"severity is {severity!r}; give a whole number from 0 (untouched) to 5 (worst)")
     if preset not in get_args(Preset):
@@ -234,10 +251,10 @@ def corrupt(x: Tensor, name: str, severity: int, draw: Draw, preset: Preset = "a
     constants = constants if isinstance(constants, tuple) else (constants,)
     with torch.no_grad():
         damaged = _FUNCTIONS[name](x.float(), draw, *constants)
-        return filters.grey_levels(damaged).to(x.dtype).div_(255)
+        return filters.gray_levels(damaged).to(x.dtype).div_(255)
 
 
-def _check_images(x: Tensor, draw: Draw) -> None:
+def _check_images(x: Any, draw: Draw) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise DtypeError(f"images are {kind}; give floating point in [0, 1] (8-bit images: x / 255)")

@@ -19,6 +19,7 @@ ICLR 2019.
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
@@ -79,14 +80,24 @@ def elastic_transform(x: Images, draw: Draw, amplitude: float, smoothness: float
     return filters.sample_bilinear(x, rows.to(x.device), columns.to(x.device), "symmetric")
 
 
+def _nearest(size: int, new: int) -> list[int]:
+    """Which of `size` pixels lies under the centre of each of `new`, added up step by step as Pillow does."""
+    steps = itertools.accumulate(itertools.repeat(size / new, new - 1), initial=size / new * 0.5)
+    return [int(position) for position in steps]
+
+
 def pixelate(x: Images, draw: Draw, scale: float) -> Images:
-    """Shrink each side to `int(side * scale)` pixels by box means in 8 bit, then enlarge by repetition. Draws nothing."""
+    """Shrink each side to `int(side * scale)` by box means in 8 bit, then enlarge by repetition. Draws nothing."""
     height, width = x.shape[2:]
     high, wide = max(1, int(height * scale)), max(1, int(width * scale))
-    small = filters.by_chunk(lambda part: filters.box_shrink((part * 255).round(), high, wide), x) / 255
-    rows = torch.tensor([int((i + 0.5) * high / height) for i in range(height)], device=x.device)
-    columns = torch.tensor([int((i + 0.5) * wide / width) for i in range(width)], device=x.device)
-    return small.index_select(2, rows).index_select(3, columns)
+    rows = torch.tensor(_nearest(high, height), device=x.device)
+    columns = torch.tensor(_nearest(wide, width), device=x.device)
+
+    def part(x: Tensor) -> Tensor:
+        small = filters.box_shrink((x * 255).round_(), high, wide).div_(255)
+        return small.index_select(3, columns).index_select(2, rows)
+
+    return filters.by_chunk(part, x)
 
 
 def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
@@ -101,7 +112,7 @@ def jpeg_compression(x: Images, draw: Draw, quality: int) -> Images:
 
     A grey image is written as grey.
     """
-    pixels = (x * 255).round().to(torch.uint8).movedim(1, -1)
+    pixels = (x * 255).round_().to(torch.uint8).movedim(1, -1)
     pixels = (pixels[..., 0] if x.shape[1] == 1 else pixels).contiguous().cpu().numpy()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         done = np.stack(list(pool.map(lambda image: _through_jpeg(image, quality), pixels)))

@@ -20,6 +20,7 @@ Distance Transformations in Digital Images, 1986.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -34,13 +35,13 @@ Levels = Int[Tensor, "batch height width"]
 
 _WATER = (175 / 255, 238 / 255, 238 / 255)
 _MUD = (63 / 255, 42 / 255, 20 / 255)
-_GREY = (0.2989, 0.5870, 0.1140)  # how the peers turn these colours grey
+_GRAY = (0.2989, 0.5870, 0.1140)  # how the peers turn these colours grey
 _FIXED = 1 << 16
 _STEPS = {1: _FIXED, 2: round(1.4 * _FIXED), 5: round(2.1969 * _FIXED)}  # by the step's squared length
 _EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
-def _neighbours(levels: Tensor, border: filters.Border | int) -> dict[tuple[int, int], Tensor]:
+def _neighbors(levels: Tensor, border: filters.Border | int) -> dict[tuple[int, int], Tensor]:
     """The eight neighbours of every pixel and the pixel itself, by (row, column) offset; a number fills the outside."""
     height, width = levels.shape[1:]
     if isinstance(border, int):
@@ -48,6 +49,11 @@ def _neighbours(levels: Tensor, border: filters.Border | int) -> dict[tuple[int,
     else:
         wide = filters.pad(levels.double()[:, None], (1, 1), (1, 1), border)[:, 0].to(levels.dtype)
     return {(i, j): wide[:, 1 + i : 1 + i + height, 1 + j : 1 + j + width] for i in (-1, 0, 1) for j in (-1, 0, 1)}
+
+
+def _box_mean(values: Tensor) -> Tensor:
+    """The mean of every 3x3 square, mirrored at the edges, added in a fixed order."""
+    return functools.reduce(torch.add, _neighbors(values, "mirror").values()) / 9
 
 
 def _spread(mask: Tensor, dim: int) -> Tensor:
@@ -63,11 +69,11 @@ def canny(levels: Levels, low: int, high: int) -> Bool[Tensor, "batch height wid
 
     The gradient's size is |dx| + |dy|. Directions are told apart at 22.5 and 67.5 degrees, in 15-bit fixed point.
     """
-    n = _neighbours(levels.to(torch.int32), "edge")
+    n = _neighbors(levels.to(torch.int32), "edge")
     dx = (n[-1, 1] - n[-1, -1]) + 2 * (n[0, 1] - n[0, -1]) + (n[1, 1] - n[1, -1])
     dy = (n[1, -1] - n[-1, -1]) + 2 * (n[1, 0] - n[-1, 0]) + (n[1, 1] - n[-1, 1])
     size = dx.abs() + dy.abs()
-    s = _neighbours(size, 0)
+    s = _neighbors(size, 0)
     flat, steep = dx.abs() * 13573, dy.abs() << 15  # 13573 is tan(22.5 degrees) in 15 bit
     level = (size > s[0, -1]) & (size >= s[0, 1])
     upright = (size > s[-1, 0]) & (size >= s[1, 0])
@@ -121,11 +127,11 @@ def _water(liquid: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch 
     """How much each pixel shines, at most 1: the liquid times an embossed map of the distance to its rims."""
     levels = (liquid * 255 + 1e-9).floor().clamp(0, 255).to(torch.int32)
     distance = chamfer_distance(canny(levels, 50, 150), 20)
-    smooth = sum(_neighbours(distance, "mirror").values()) / 9
+    smooth = _box_mean(distance)
     even = equalize((smooth + 1e-4).floor().to(torch.int32))
-    n = _neighbours(even, "mirror")
+    n = _neighbors(even, "mirror")
     emboss = torch.stack([n[i - 1, j - 1] * _EMBOSS[i][j] for i in range(3) for j in range(3)]).sum(0).clamp(0, 255)
-    mean = (sum(_neighbours(emboss.to(torch.int32), "mirror").values()) / 9).round()
+    mean = _box_mean(emboss.float()).round()
     shine = levels.float() * mean
     return shine / shine.amax((1, 2), keepdim=True).clamp(min=1)
 
@@ -136,21 +142,23 @@ def spatter(
     """Water that adds a pale turquoise shine, or mud that covers in brown.
 
     A layer of noise N(mean, deviation), blurred by `sigma`, is liquid where it exceeds `threshold`. Water: the layer
-    times a relief of its rims, scaled so that its largest value is `strength`, times the colour, is added. Mud: where the
-    layer is liquid, blurred by `strength` pixels and kept from 0.8 on, the colour takes the image's place.
+    times a relief of its rims, scaled so that its largest value is `strength`, times the colour, is added. Mud: the map
+    of what is liquid, blurred by `strength` pixels and kept from 0.8 on, says how far the colour takes the image's
+    place. Where the water's layer exceeds 1, the peers' 8-bit number overflows to black; here it is clipped.
     """
     layer = draw.normal(1, *x.shape[2:]).double().to(x.device) * deviation + mean
 
-    def part(x: Tensor, layer: Tensor) -> Tensor:
+    def part(layer: Tensor, x: Tensor) -> Tensor:
         liquid = filters.gaussian_blur(layer, sigma)
-        colour = torch.tensor(_MUD if mud else _WATER, device=x.device)
-        colour = colour if x.shape[1] == 3 else (colour * torch.tensor(_GREY, device=x.device)).sum().reshape(1)
-        colour = colour[None, :, None, None]
+        color = torch.tensor(_MUD if mud else _WATER, device=x.device)
+        if x.shape[1] == 1:
+            color = (color * torch.tensor(_GRAY, device=x.device)).sum(0, keepdim=True)
+        color = color[None, :, None, None]
         if not mud:
             liquid = torch.where(liquid < threshold, 0.0, liquid)[:, 0]
-            return x + (_water(liquid)[:, None] * strength).to(x.dtype) * colour
+            return x + (_water(liquid)[:, None] * strength).to(x.dtype) * color
         mask = filters.gaussian_blur((liquid > threshold).to(x.dtype), strength)
         mask = torch.where(mask < 0.8, 0.0, mask)
-        return x * (1 - mask) + mask * colour
+        return x * (1 - mask) + mask * color
 
-    return filters.by_chunk(part, x, layer)
+    return filters.by_chunk(part, layer, x)

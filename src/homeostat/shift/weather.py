@@ -33,7 +33,7 @@ from homeostat.shift.blur import directional_blur
 
 Images = Float[Tensor, "batch channels height width"]
 
-_FROST_CELLS = 32  # side of the endlessly repeated table of random values behind each octave
+_FROST_CELLS = 32  # side of the endlessly repeated table of random values behind each octave, a power of two
 _FROST_OCTAVES = 5
 _FROST_TINT = (-0.07, 0.01, 0.06)  # red, green, blue against grey: the photographs' mean colour
 
@@ -55,17 +55,17 @@ def snow(
     A layer of noise N(mean, deviation) is enlarged by `zoom`, kept where it is at least `threshold`, and blurred along
     an angle between -135 and -45 degrees (see `directional_blur`), then taken to 8 bit. The image becomes
     `keep * x + (1 - keep) * max(x, 1.5 * luma(x) + 0.5)`, plus the layer, plus the layer turned by 180 degrees.
-    With `trim` (CIFAR) the layer is cut to its middle and to 8 bit before it is blurred, and to 8 bit after; without, it
-    is cut to its top left corner and rounded to 8 bit after.
+    With `trim` (CIFAR) the layer is cut to its middle and to 8 bit before it is blurred, and to 8 bit after. Without,
+    it is cut to its top left corner and rounded to 8 bit after.
     """
     height, width = x.shape[2:]
     layer = draw.normal(1, height, width).to(x.device) * deviation + mean
     layer = filters.zoom(layer, zoom, trim)
     layer = torch.where(layer < threshold, 0.0, layer).clamp(0, 1)
     if trim:
-        layer = filters.grey_levels(layer) / 255
+        layer = filters.gray_levels(layer) / 255
     layer = directional_blur(layer, draw.uniform().double() * 90 - 135, radius, sigma)
-    layer = (filters.grey_levels(layer) if trim else (layer * 255).round()) / 255
+    layer = (filters.gray_levels(layer) if trim else (layer * 255).round()) / 255
     layer = layer[:, :, :height, :width]
     white = torch.maximum(x, filters.luma(x) * 1.5 + 0.5)
     return x * keep + white * (1 - keep) + layer + layer.flip(2, 3)
@@ -90,19 +90,16 @@ def frost_layer(draw: Draw, height: int, width: int, grain: float) -> Float[Tens
         sheet = torch.zeros(len(table), height, width)
         for octave in range(_FROST_OCTAVES):
             cell = max(1.0, grain / 2**octave)
-            c, s = cosine[:, octave], sine[:, octave]
-            along, across = (x * c + y * s) / (3 * cell), (y * c - x * s) / cell
-            # Lattice points are wrapped, so that any distance finds its value in the table.
+            turn, lean = cosine[:, octave], sine[:, octave]
+            along, across = (x * turn + y * lean) / (3 * cell), (y * turn - x * lean) / cell
             top, left = across.floor(), along.floor()
             down, right = _ease(across - top), _ease(along - left)
-            flat = table[:, octave].flatten(1)
-
-            def corner(dy: int, dx: int, top: Tensor = top, left: Tensor = left, flat: Tensor = flat) -> Tensor:
-                row, column = (top.long() + dy) % _FROST_CELLS, (left.long() + dx) % _FROST_CELLS
-                return flat.gather(1, (row * _FROST_CELLS + column).flatten(1)).reshape(-1, height, width)
-
-            above = corner(0, 0) * (1 - right) + corner(0, 1) * right
-            below = corner(1, 0) * (1 - right) + corner(1, 1) * right
+            # The table is wrapped around, so that every lattice point finds a value in it.
+            rows = [(top.long() + step).bitwise_and_(_FROST_CELLS - 1) * _FROST_CELLS for step in (0, 1)]
+            columns = [(left.long() + step).bitwise_and_(_FROST_CELLS - 1) for step in (0, 1)]
+            values = table[:, octave].flatten(1)
+            corners = [[values.gather(1, (r + c).flatten(1)).view_as(top) for c in columns] for r in rows]
+            above, below = (a * (1 - right) + b * right for a, b in corners)
             ridge = 1 - ((above * (1 - down) + below * down) * 2 - 1).abs()
             sheet += ridge * ridge
         bright = 0.42 + 0.44 * level
@@ -110,7 +107,7 @@ def frost_layer(draw: Draw, height: int, width: int, grain: float) -> Float[Tens
         # An octave of ridges has a mean near 0.47; the sum of five has a deviation near 0.64.
         return bright + contrast * (sheet - 0.47 * _FROST_OCTAVES)
 
-    sheet = filters.by_chunk(part, table, cosine, sine, level)
+    sheet = filters.by_chunk(part, table, cosine, sine, level, size=height * width)
     return torch.stack([sheet + tint for tint in _FROST_TINT], 1).clamp(0, 1)
 
 
@@ -121,7 +118,7 @@ def _ease(t: Tensor) -> Tensor:
 
 def frost(x: Images, draw: Draw, keep: float, amount: float, grain: float) -> Images:
     """`keep * x + amount * frost`, with procedural frost (see `frost_layer` and the note above)."""
-    layer = frost_layer(draw, *x.shape[2:], grain).to(x.device)
+    layer = frost_layer(draw, x.shape[2], x.shape[3], grain).to(x.device)
     return x * keep + (layer if x.shape[1] == 3 else filters.luma(layer)) * amount
 
 

@@ -1,0 +1,77 @@
+"""Where a loop stands: everything besides its journal that a resumed run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from homeostat.core.data import Batch
+from homeostat.core.online import Bag
+from homeostat.core.part import Part
+from homeostat.loop.trial import Trial
+from homeostat.loop.verify import Paired
+
+
+class State(Part, register=False):
+    """The tensors: served model, candidates in shadow, and in `carry` the monitor and the recent windows."""
+
+    def __init__(self, served: nn.Module, shadows: nn.Module | None = None):
+        super().__init__()
+        self.served = served
+        self.shadows = nn.Sequential() if shadows is None else shadows
+        self.carry = Bag()
+
+    def put_recent(self, recent: Sequence[Batch]) -> None:
+        """Keep the recent windows in `carry`."""
+        for name in [name for name in self.carry if name.startswith("recent.")]:
+            del self.carry[name]
+        for i, batch in enumerate(recent):
+            self.carry.put(f"recent.{i}", {"x": batch.x, "y": batch.labels, "id": batch.id})  # type: ignore[dict-item]
+
+    def recent(self, count: int) -> list[Batch]:
+        """The recent windows that `carry` keeps."""
+        bag = self.carry
+        return [Batch(bag[f"recent.{i}.x"], bag[f"recent.{i}.y"], bag[f"recent.{i}.id"]) for i in range(count)]
+
+
+@dataclass
+class Progress:
+    """The numbers.
+
+    Attributes:
+        at: the next window's number.
+        served: name of what is served; `"source"` is the frozen network.
+        phase: `"watch"`, or `"trial"` while candidates run in shadow.
+        since: window at which the trial began.
+        trials: candidates in shadow, in the order of `State.shadows`.
+        diagnosis: of the last alarm.
+        retry_at, wait: window at which a rejected trial is repeated, and how long the next wait is.
+        breach: labelled evidence that the frozen network is better than what is served.
+        low: windows in a row with a negative estimated gain.
+        recent: how many recent windows there are.
+    """
+
+    at: int = 0
+    served: str = "source"
+    phase: Literal["watch", "trial"] = "watch"
+    since: int = 0
+    trials: list[Trial] = field(default_factory=list)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    retry_at: int = -1
+    wait: int = 0
+    breach: Paired = field(default_factory=Paired)
+    low: int = 0
+    recent: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> Progress:
+        """The progress that `as_dict` described."""
+        trials = [Trial.from_dict(trial) for trial in kept["trials"]]
+        return cls(**{**kept, "trials": trials, "breach": Paired(**kept["breach"])})

@@ -1,0 +1,203 @@
+"""The loop's memory: a journal in a database and checkpoints in a folder.
+
+The journal is the truth. A checkpoint is written whole, synced and renamed under its content hash before the journal
+row that names it is committed; so whatever moment a process is killed at, the last row that names a checkpoint names
+one that is there. SQLite in WAL mode with full synchronisation is the default; any SQLAlchemy URL works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+from torch import nn
+
+from homeostat.core.errors import CheckpointError, StoreError
+from homeostat.core.save import content_hash, load, save
+
+_META = sa.MetaData()
+_ROWS = sa.Table(
+    "journal", _META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("checkpoint", sa.String(64)),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.UniqueConstraint("step", "kind", name="once"),
+)  # fmt: skip
+_OWNER = sa.Table("owner", _META, sa.Column("key", sa.String(32), primary_key=True), sa.Column("value", sa.Text))
+
+SWITCHES = ("start", "commit", "rollback")
+"""Kinds of row that say which checkpoint is served from then on."""
+
+
+class Store:
+    """Journal and checkpoints of one served model.
+
+    Args:
+        path: a folder, made when absent. Checkpoints lie below it, and the journal too unless `url` is given.
+        url: a SQLAlchemy database URL for the journal, such as `postgresql+pg8000://...`.
+
+    Raises:
+        StoreError: the folder or database cannot be opened or written, or another process holds it.
+
+    >>> import tempfile
+    >>> store = Store(tempfile.mkdtemp())
+    >>> store.write([Row(0, "start", {"why": "first"})])
+    >>> [row.kind for row in store.rows()]
+    ['start']
+    """
+
+    def __init__(self, path: str | Path, url: str | None = None):
+        self.path = Path(path)
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the store {self.path} cannot be made: {error}") from None
+        self._lock = _Lock(self.path / "lock")
+        try:
+            self.engine = sa.create_engine(url or f"sqlite:///{self.path / 'journal.sqlite'}")
+            if self.engine.dialect.name == "sqlite":
+                event.listen(self.engine, "connect", _durable)
+            _META.create_all(self.engine)
+        except SQLAlchemyError as error:
+            self._lock.release()
+            raise StoreError(f"the journal of {self.path} cannot be opened: {_first_line(error)}") from None
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Add rows in one transaction; a row that is there already (the same step and kind) is left as it is."""
+        try:
+            with self.engine.begin() as connection:
+                for row in rows:
+                    known = sa.select(_ROWS.c.number).where(_ROWS.c.step == row.step, _ROWS.c.kind == row.kind)
+                    if connection.execute(known).first() is None:
+                        content = json.dumps(row.content, allow_nan=False)
+                        values = {"step": row.step, "kind": row.kind, "checkpoint": row.checkpoint, "content": content}
+                        connection.execute(_ROWS.insert().values(**values, time=time.time()))
+        except SQLAlchemyError as error:
+            raise StoreError(f"the journal of {self.path} cannot be written: {_first_line(error)}") from None
+
+    def rows(self, *kinds: str) -> Iterator[Row]:
+        """Rows in order of step and writing, of these kinds or all."""
+        query = sa.select(_ROWS).order_by(_ROWS.c.step, _ROWS.c.number)
+        query = query.where(_ROWS.c.kind.in_(kinds)) if kinds else query
+        try:
+            with self.engine.connect() as connection:
+                found = connection.execute(query).all()
+        except SQLAlchemyError as error:
+            raise StoreError(f"the journal of {self.path} cannot be read: {_first_line(error)}") from None
+        for row in found:
+            try:
+                content = json.loads(row.content)
+            except ValueError:
+                raise StoreError(f"row {row.number} of the journal of {self.path} is corrupt") from None
+            yield Row(row.step, row.kind, content, row.checkpoint, row.time)
+
+    def last(self, *kinds: str) -> Row | None:
+        """The newest row of these kinds."""
+        return next(reversed(list(self.rows(*kinds))), None)
+
+    def keep(self, model: nn.Module) -> str:
+        """Write a checkpoint under its content hash, unless it is there, and return the hash."""
+        name = content_hash(model)
+        target = self.path / "checkpoints" / name
+        if not target.exists():
+            try:
+                save(model, target)
+            except OSError as error:
+                raise StoreError(f"checkpoint {name[:12]} cannot be written: {error}") from None
+        return name
+
+    def load(self, name: str, base: nn.Module | None = None) -> nn.Module:
+        """Read the checkpoint of this hash and verify it.
+
+        Raises:
+            CheckpointError: it is missing or was changed.
+        """
+        target = self.path / "checkpoints" / name
+        if not target.exists():
+            raise CheckpointError(f"checkpoint {name[:12]} is missing from {self.path}; the journal names it")
+        return load(target, base, verify=True)
+
+    def collect(self, keep: Sequence[str]) -> int:
+        """Remove checkpoints that no switch row and none of `keep` names; returns how many."""
+        named = {row.checkpoint for row in self.rows(*SWITCHES)} | set(keep)
+        gone = [p for p in (self.path / "checkpoints").iterdir() if p.name not in named]
+        for path in gone:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(gone)
+
+    def close(self) -> None:
+        """Let go of the database and the lock."""
+        self.engine.dispose()
+        self._lock.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Row:
+    """One row of the journal: a step (window), what happened, and why."""
+
+    def __init__(
+        self,
+        step: int,
+        kind: str,
+        content: Mapping[str, Any] | None = None,
+        checkpoint: str | None = None,
+        time: float = 0.0,
+    ):
+        self.step, self.kind, self.content = step, kind, dict(content or {})
+        self.checkpoint, self.time = checkpoint, time
+
+    def __repr__(self) -> str:
+        named = f", {self.checkpoint[:12]}" if self.checkpoint else ""
+        return f"Row({self.step}, {self.kind!r}{named}, {self.content})"
+
+
+class _Lock:
+    """One process at a time: an advisory lock that the system drops when the process dies."""
+
+    def __init__(self, path: Path):
+        import fcntl
+
+        try:
+            self._file = open(path, "a+")  # noqa: SIM115
+        except OSError as error:
+            raise StoreError(f"the store cannot be written: {error}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise StoreError(f"another process (pid {owner}) serves from {path.parent}; stop it first") from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def _durable(connection: Any, record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
