@@ -175,7 +175,7 @@ def _check_online(remedy: Remedy, model: nn.Module, world: World, kit: Any, brok
         saved = online.snapshot()
         with _folder() as folder:
             save(online, folder / "a")
-            back = load(folder / "a", base=model)
+            back: Any = load(folder / "a", base=model)
         rest = [online.observe(b) for b in batches[2:]]
         broken.unless(all(map(same, first + rest, straight)), "after reset() the stream gives the same outputs")
         broken.unless(

@@ -139,6 +139,10 @@ class Data(ABC):
         edges = [0, *(round(sum(fractions[: i + 1]) * len(self)) for i in range(len(fractions))), len(self)]
         return tuple(Subset(self, order[a:b]) for a, b in itertools.pairwise(edges))
 
+    def has_labels(self) -> bool:
+        """Whether the samples come with `y`."""
+        return self.fetch(torch.arange(min(1, len(self)))).y is not None
+
     def unlabelled(self) -> Data:
         """The same samples without `y`."""
         return Unlabelled(self)
@@ -156,6 +160,9 @@ class Tensors(Data):
 
     def __init__(self, x: Any, y: Any = None, id: Any = None, meta: Mapping[str, Any] | None = None):
         tree_x = _tensors(x, "x")
+        for name, leaf in named_leaves(tree_x, "x"):
+            if leaf.ndim == 0:
+                raise InputError(f"{name} has shape (); its first dimension is the sample")
         count = length(tree_x)
         self.batch = Batch(
             tree_x,

@@ -133,7 +133,7 @@ def _original(part: Part) -> dict[str, Any]:
     return described
 
 
-def build(description: Mapping[str, Any], base: nn.Module | None = None, path: str = "") -> nn.Module:
+def build(description: Any, base: nn.Module | None = None, path: str = "") -> nn.Module:
     """A model from its recipe, with tensors yet to be filled.
 
     Args:

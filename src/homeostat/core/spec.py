@@ -51,7 +51,7 @@ _REGISTRY: dict[str, type] = {}
 S = TypeVar("S", bound="Spec")
 
 
-@typing.dataclass_transform(frozen_default=True)
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """Base of everything that is configured; subclasses are frozen dataclasses.
 

@@ -88,6 +88,9 @@ class _Noted(Data):
         self.note("x")
         return _seen(self.base.fetch(positions), lambda: self.note("y"))
 
+    def has_labels(self) -> bool:
+        return self.base.has_labels()
+
     def fingerprint(self) -> str:
         return self.base.fingerprint()
 

@@ -82,6 +82,9 @@ class Weights(Mapping[str, Tensor]):
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self._files[name]}: tensor {name} cannot be read ({error})") from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

@@ -121,7 +121,7 @@ class World:
             found = [] if value is None else [value]
         else:
             raise SpecError(f"a need starts with {', '.join(SPLITS)}, parts, models, env or model; got {need!r}")
-        return bool(found) and (leaf != "y" or all(_labelled(data) for data in found))
+        return bool(found) and (leaf != "y" or all(data.has_labels() for data in found))
 
     def fingerprint(self) -> str:
         """A hash of all data and weights present."""
@@ -138,10 +138,6 @@ def _stripped(data: Data | None, name: str, wanted: set[str]) -> Data | None:
     if data is None or not (x or y):
         return None
     return data if y else data.unlabelled()
-
-
-def _labelled(data: Data) -> bool:
-    return next(data.batches(1)).y is not None
 
 
 def _how(need: str) -> str:

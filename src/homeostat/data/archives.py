@@ -60,10 +60,10 @@ def npz(path: str | Path, x: str = "x", y: str | None = "y") -> Data:
 
 def _array(path: Path, name: str) -> np.ndarray:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} holds one array and no names; save it with numpy.savez")
-        with archive:
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(f"{path} holds one array and no names; save it with numpy.savez")
             if name not in archive.files:
                 known = ", ".join(archive.files)
                 raise InputError(f"{path} has no array {name!r}.{nearest(name, archive.files)} It has: {known}")

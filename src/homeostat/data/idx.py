@@ -45,7 +45,7 @@ def read_idx(path: Path, ndim: int) -> Tensor:
             want = torch.Size(shape).numel()
             size = path.stat().st_size
             said = f"its header announces {' x '.join(map(str, shape))} = {want} bytes after the first {len(head)}"
-            if want > size * (_BEST_RATIO if packed else 1):
+            if want > (size * _BEST_RATIO if packed else size - len(head)):
                 raise InputError(f"{path} has {size} bytes, but {said}; it is truncated or damaged. Get it again")
             body = bytearray()
             while piece := file.read(min(_PIECE, want + 1 - len(body))):

@@ -94,7 +94,8 @@ def read_synsets(path: Path) -> Iterator[tuple[int, int, str]]:
             if not line.startswith(b"  "):  # the licence is indented
                 head, bar, gloss = line.partition(b" | ")
                 fields = head.split(None, 3)
-                if not bar or len(fields) < 4 or not line.endswith(b"\n") or fields[0] != b"%08d" % place:
+                whole = bar and len(fields) == 4 and fields[1].isdigit() and line.endswith(b"\n")
+                if not whole or fields[0] != b"%08d" % place:
                     raise InputError(
                         f"{path}, line {row}: a whole synset at byte {place} is wanted, {line[:40]!r} came; "
                         "the file is truncated or damaged. Get it again"

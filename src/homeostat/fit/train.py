@@ -91,7 +91,7 @@ class Recipe(Spec):
     clip: float = 0.0
 
 
-class State(Part, register=False):
+class Training(Part):
     """A model in training with its optimiser's state and how many epochs are done."""
 
     def __init__(self, model: nn.Module):
@@ -134,7 +134,7 @@ def train(
         if len(data[name]) == 0:
             raise InputError(f"{name} is empty; training needs at least one sample")
     params = dict(parameters)
-    state = State(model)
+    state = Training(model)
     recipe.optimizer.begin(params, state.carry)
     per_epoch = len(list(_starts(len(first), recipe.batch)))
     steps, epoch = recipe.epochs * per_epoch, 0
@@ -195,7 +195,7 @@ def _check(losses: Mapping[str, Tensor], step: int) -> None:
     for name, loss in losses.items():
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
-                f"{name} is {float(loss)} at step {step}; training stopped. Lower the learning rate or check the data"
+                f"{name} is {float(loss.detach())} at step {step}; training stopped. Lower the learning rate or check the data"
             )
 
 
@@ -218,7 +218,7 @@ def _average(gradients: list[Tensor], world: int) -> list[Tensor]:
     return [piece.view_as(g) for piece, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
 
 
-def _resume(state: State, saved: nn.Module) -> int:
+def _resume(state: Training, saved: nn.Module) -> int:
     with torch.no_grad():
         for name, tensor in state.model.state_dict(keep_vars=True).items():
             tensor.copy_(saved.model.state_dict()[name])  # type: ignore[union-attr,operator]

@@ -28,7 +28,7 @@ from homeostat.core.weights import check_weights
 from homeostat.core.world import World
 from homeostat.loop.monitor import normalised_entropy
 from homeostat.loop.plan import Plan
-from homeostat.loop.progress import Progress, State
+from homeostat.loop.progress import Progress, LoopState
 from homeostat.loop.repertoire import Repertoire
 from homeostat.loop.store import SWITCHES, Row, Store
 from homeostat.loop.stream import follow
@@ -69,7 +69,7 @@ class Loop:
         self.frozen = fork(unwrap(model)).eval()
         check_weights(self.frozen)
         before = world.calibration if world.calibration is not None else world.source
-        if before is None or before.fetch(torch.arange(1)).y is None:
+        if before is None or not before.has_labels():
             raise MissingPart("the loop needs labelled data from before: World(source=(x, y)) or calibration=(x, y)")
         with torch.no_grad():
             self._before = torch.cat([self.frozen(batch.x) for batch in before.batches(256)])
@@ -86,7 +86,7 @@ class Loop:
     # -- start, snapshot, resume
 
     def _start(self) -> None:
-        self.state, self.progress = State(fork(self.frozen)), Progress(wait=self.plan.retry)
+        self.state, self.progress = LoopState(fork(self.frozen)), Progress(wait=self.plan.retry)
         self.recent: list[Batch] = []
         self._rows: list[Row] = []
         self.plan.monitor.begin(normalised_entropy(self._before), 1 - self.right_before, self.state.carry)
@@ -99,8 +99,8 @@ class Loop:
             self.store.write([Row(0, "start", said, name)])
 
     def _resume(self, row: Row) -> None:
-        state = self.store.load(str(row.checkpoint), base=State(fork(self.frozen)))
-        assert isinstance(state, State)
+        state = self.store.load(str(row.checkpoint), base=LoopState(fork(self.frozen)))
+        assert isinstance(state, LoopState)
         self.state, self.progress = state, Progress.from_dict(row.content)
         self.recent = state.recent(self.progress.recent)
         for earlier in self.store.rows("decision"):

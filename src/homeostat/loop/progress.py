@@ -15,7 +15,7 @@ from homeostat.loop.trial import Trial
 from homeostat.loop.verify import Paired
 
 
-class State(Part, register=False):
+class LoopState(Part):
     """The tensors: served model, candidates in shadow, and in `carry` the monitor and the recent windows."""
 
     def __init__(self, served: nn.Module, shadows: nn.Module | None = None):
@@ -46,7 +46,7 @@ class Progress:
         served: name of what is served; `"source"` is the frozen network.
         phase: `"watch"`, or `"trial"` while candidates run in shadow.
         since: window at which the trial began.
-        trials: candidates in shadow, in the order of `State.shadows`.
+        trials: candidates in shadow, in the order of `LoopState.shadows`.
         diagnosis: of the last alarm.
         retry_at, wait: window at which a rejected trial is repeated, and how long the next wait is.
         breach: labelled evidence that the frozen network is better than what is served.

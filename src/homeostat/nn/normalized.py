@@ -10,7 +10,7 @@ At the door, wrong dimensions, channels, an integer or foreign dtype, an empty b
 refused. Noise, attacks and interpolation leave 0..1 a little, so `slack` is allowed on both sides: by default values in
 -1..2 pass. That is far from 0..255, and most images that were normalised already fall below -1 and are found too. The
 check costs one pass over the batch. Values cannot be looked at inside `torch.compile` and `vmap`, where only shapes are
-checked. `slack=math.inf` switches the range check off, for images that are free to roam (feature visualisation).
+checked. `slack=None` switches the range check off, for images that are free to roam (feature visualisation).
 
 >>> import torch
 >>> from torch import nn
@@ -47,20 +47,20 @@ class Normalized(Part):
         model: takes normalised images.
         mean: of the training images, one number a channel.
         std: their standard deviation, one number a channel.
-        slack: how far values may lie outside 0..1.
+        slack: how far values may lie outside 0..1; None does not look.
     """
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], slack: float = 1.0):
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], slack: float | None = 1.0):
         super().__init__()
         self.model = model
         self.mean, self.std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
-        self.slack = float(slack)
+        self.slack = slack
         if not self.mean or len(self.mean) != len(self.std):
             raise SpecError(f"mean has {len(self.mean)} numbers and std {len(self.std)}; give one a channel in both")
         if not all(math.isfinite(m) for m in self.mean) or not all(0 < s < math.inf for s in self.std):
             raise SpecError(f"mean must be finite and std positive; got {self.mean} and {self.std}")
-        if not self.slack >= 0:
-            raise SpecError(f"slack = {slack}, but it must be >= 0")
+        if slack is not None and not 0 <= slack < math.inf:
+            raise SpecError(f"slack = {slack}, but it must be >= 0 and finite; None switches the check off")
 
     def forward(self, x: Any) -> Tree:
         """Outputs for images `[batch, channels, height, width]` in 0..1."""
@@ -77,7 +77,7 @@ class Normalized(Part):
             raise DtypeError(f"images are {x.dtype} and the network is {weight}; convert one: images.to({weight})")
 
     def _check_range(self, x: Tensor) -> None:
-        if self.slack == math.inf:
+        if self.slack is None:
             return
         low, high = torch.aminmax(x.detach())
         if holds((low >= -self.slack) & (high <= 1 + self.slack)):  # NaN fails this too

@@ -94,7 +94,8 @@ def check_inputs(model: nn.Module, x: Tree) -> None:
         raise DtypeError(f"inputs came as a {type(x).__name__}; a mapping such as {{'input_ids': tokens}} is wanted")
     known = inspect.signature(model.forward).parameters
     strange = [name for name in x if name not in known]
-    if strange and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+    # Wrappers pass everything on and name nothing; a model that names its main input would drop what it does not name.
+    if strange and getattr(model, "main_input_name", None) in known:
         raise InputError(f"{type(model).__name__} takes no input {', '.join(strange)}; it takes {', '.join(known)}")
     if length(x) == 0:
         raise InputError("the batch is empty; at least one sample is needed")

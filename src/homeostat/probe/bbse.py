@@ -36,21 +36,22 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from homeostat.core.errors import InputError
 from homeostat.core.method import Card
 from homeostat.core.online import Bag
 from homeostat.core.probe import Outputs, Probe
-from homeostat.core.reading import Finding, Reading
+from homeostat.core.reading import Reading
 from homeostat.core.run import Run
 from homeostat.core.spec import Fraction
 from homeostat.core.world import World
-from homeostat.probe.checks import enough, labelled, logits, same_width
+from homeostat.probe.checks import labelled, logits, same_width
 from homeostat.probe.intervals import Level
+from homeostat.probe.label_shift import histogram_test, known_balance, label_reading
 from homeostat.probe.labelled_source import Split, parts_of, seen_before
 
 _WORST_CONDITION = 1e3
-_EXPECTED = 5.0  # Cochran's rule for the chi-square approximation
 
 
 @dataclass(frozen=True)
@@ -76,39 +77,31 @@ class BBSE(Probe):
         return parts_of(self.split)
 
     def prepare(self, model: nn.Module | None, world: World, run: Run) -> Bag:
-        out, y = labelled(
-            seen_before(model, world, self.split, "BBSE"), "BBSE", 10, f"labelled samples of the {self.split}"
-        )
-        p, truth = self._predicted(out), torch.nn.functional.one_hot(y, out.shape[1]).double()
-        absent = (truth.sum(0) == 0).nonzero()[:, 0].tolist()
-        if absent:
-            raise InputError(
-                f"BBSE needs every class in the labelled {self.split}; classes {absent[:8]} have no sample"
-            )
-        confusion = (p.T @ truth / len(y)).cpu()
+        before = seen_before(model, world, self.split, "BBSE")
+        out, y = labelled(before, "BBSE", 10, f"labelled samples of the {self.split}")
+        prior = known_balance(y, out.shape[1], "BBSE", self.split)
+        confusion = (self._predicted(out).T @ one_hot(y, out.shape[1]).double() / len(y)).cpu()
         condition = float(torch.linalg.cond(confusion))
         if not condition < _WORST_CONDITION:
             raise InputError(
-                f"BBSE: predictions on the {self.split} do not tell the classes apart (the confusion matrix has condition "
-                f"number {condition:.3g}, at most {_WORST_CONDITION:.0f} is usable). Give more labelled samples, try "
-                "soft=True, or use SaerensEM"
+                f"BBSE: predictions on the {self.split} do not tell the classes apart (the condition number of the "
+                f"confusion matrix is {condition:.3g}, at most {_WORST_CONDITION:.0f} is usable). Give more labelled "
+                "samples, try soft=True, or use SaerensEM"
             )
         counts = torch.bincount(out.argmax(1).cpu(), minlength=out.shape[1])
-        return Bag({"confusion": confusion, "prior": truth.mean(0).cpu(), "counts": counts})
+        return Bag({"confusion": confusion, "prior": prior, "counts": counts})
 
     def measure(self, outputs: Outputs, world: World, kit: Any, run: Run) -> Reading:
         out = logits(outputs, "BBSE", least=10)
         old = kit["prior"].cpu()
         same_width(out.shape[1], len(old), "BBSE", "classes")
-        weights = bbse_weights(kit["confusion"].cpu(), self._predicted(out).mean(0).cpu())
-        prior = weights * old
-        effect = float((prior - old).abs().sum()) / 2
+        prior = old * bbse_weights(kit["confusion"].cpu(), self._predicted(out).mean(0).cpu())
         p_value = histogram_test(torch.bincount(out.argmax(1).cpu(), minlength=len(old)), kit["counts"].cpu())
-        return label_reading("bbse", old, prior, effect, p_value, self.level, self.min_effect)
+        return label_reading("bbse", old, prior, p_value, self.level, self.min_effect)
 
     def _predicted(self, out: Tensor) -> Tensor:
         p = out.double().softmax(1)
-        return p if self.soft else torch.nn.functional.one_hot(p.argmax(1), p.shape[1]).double()
+        return p if self.soft else one_hot(p.argmax(1), p.shape[1]).double()
 
 
 def bbse_weights(
@@ -132,29 +125,3 @@ def bbse_weights(
     aim = torch.cat([predicted, predicted.new_tensor([heavy])])
     found = torch.from_numpy(np.asarray(nnls(rows.numpy(), aim.numpy())[0])).to(confusion)
     return found / found.sum() / prior
-
-
-def histogram_test(window: Tensor, source: Tensor) -> float:
-    """p-value of the chi-square test that two histograms have one distribution; rare cells are pooled."""
-    from scipy.stats import chi2
-
-    expected = (window + source).double() * window.sum() / (window.sum() + source.sum())
-    rare = expected < _EXPECTED
-    table = torch.stack([window, source]).double()
-    cells = torch.cat([table[:, ~rare], table[:, rare].sum(1, keepdim=True)], 1)
-    cells = cells[:, cells.sum(0) > 0]
-    enough(cells.shape[1], 2, "the test of predicted classes", "classes with 5 expected predictions in the window")
-    wanted = cells.sum(1, keepdim=True) * cells.sum(0, keepdim=True) / cells.sum()
-    return float(chi2.sf(float(((cells - wanted) ** 2 / wanted).sum()), cells.shape[1] - 1))
-
-
-def label_reading(
-    name: str, old: Tensor, prior: Tensor, effect: float, p_value: float, level: float, min_effect: float
-) -> Reading:
-    """The reading of a class-balance estimate: total variation, the new prior, and the classes that changed most."""
-    detected = p_value <= level and effect >= min_effect
-    subjects = (prior - old).abs().argsort(descending=True, stable=True)[:5] if detected else old.new_empty(0).long()
-    text = f"the class balance {'moved' if detected else 'did not move notably'} (total variation {effect:.3f})"
-    finding = Finding("label", detected, tuple(subjects.tolist()), None, p_value, effect, text)
-    arrays = {"prior": prior, "source": old, "weights": prior / old}
-    return Reading(name, effect, unit="total variation", finding=finding, arrays=arrays)

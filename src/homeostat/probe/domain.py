@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types as at
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,8 +108,8 @@ def domain_scores(window: Tensor, reference: Tensor, penalty: float = 1.0) -> tu
     sides = torch.cat([torch.ones(a), torch.zeros(b)])
     fit = LogisticRegression(C=1 / penalty, class_weight="balanced", max_iter=200, tol=1e-3)
     fit.fit(torch.cat([window[:a], reference[:b]]).double().numpy(), sides.numpy())
-    slope = torch.from_numpy(fit.coef_[0])
-    offset = float(fit.intercept_[0])
+    slope = torch.from_numpy(np.asarray(fit.coef_)[0])
+    offset = float(np.asarray(fit.intercept_)[0])
     return window[a:].double() @ slope + offset, reference[b:].double() @ slope + offset
 
 
