@@ -18,7 +18,9 @@ def test_bytes_are_images_whatever_their_layout(tmp_path):
     batch = npz(path, "grey").load()
     assert batch.x.shape == (4, 1, 5, 6) and batch.y.tolist() == [0, 2, 1, 0] and batch.y.dtype == torch.int64
     assert torch.equal(npz(path, "last").load().x, npz(path, "first").load().x)
-    assert torch.equal(npz(path, "first").load().x * 255, torch.from_numpy(last).permute(0, 3, 1, 2).float())
+    assert torch.equal(
+        torch.as_tensor(npz(path, "first").load().x) * 255, torch.from_numpy(last).permute(0, 3, 1, 2).float()
+    )
     assert npz(path, "grey", None).load().y is None
 
 

@@ -62,7 +62,7 @@ def test_size_scales_the_shorter_side_and_keeps_the_middle(folder):
     x = image_folder(folder, size=2).load().x
     scaled = np.array(wide.resize((4, 2), Image.Resampling.BILINEAR))[:, 1:3]
     assert x.shape == (3, 3, 2, 2)
-    assert torch.equal(x[2] * 255, torch.from_numpy(scaled).permute(2, 0, 1).float())
+    assert torch.equal(torch.as_tensor(x[2]) * 255, torch.from_numpy(scaled).permute(2, 0, 1).float())
 
 
 def test_sizes_that_differ_are_refused_unless_size_is_given(folder):
@@ -77,7 +77,9 @@ def test_sizes_that_differ_are_refused_unless_size_is_given(folder):
 def test_grey_is_the_luma_of_the_colours(folder):
     x = image_folder(folder, grey=True).load().x
     assert x.shape == (3, 1, 4, 6)
-    assert (x[:, 0, 0, 0] * 255).tolist() == pytest.approx([0.587 * 255, 0.299 * 255, 0.114 * 255], abs=0.51)
+    assert (torch.as_tensor(x)[:, 0, 0, 0] * 255).tolist() == pytest.approx(
+        [0.587 * 255, 0.299 * 255, 0.114 * 255], abs=0.51
+    )
 
 
 def test_photographs_are_turned_upright(folder):

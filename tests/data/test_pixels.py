@@ -25,7 +25,7 @@ def test_any_positions_come_in_the_order_asked_for():
     data = Pixels(PIXELS, LABELS, id=torch.arange(7) + 100)
     for positions in ([2, 3, 4], [5, 0, 5], [6], []):
         batch = data.fetch(torch.tensor(positions, dtype=torch.int64))
-        assert torch.equal(batch.x * 255, PIXELS[positions].float())
+        assert torch.equal(torch.as_tensor(batch.x) * 255, PIXELS[positions].float())
         assert batch.id.tolist() == [100 + p for p in positions]
 
 

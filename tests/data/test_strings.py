@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from homeostat.core.data import UNKNOWN
+from homeostat.core.data import UNKNOWN, as_data
 from homeostat.core.errors import DtypeError, InputError
 from homeostat.core.task import Tokens
 from homeostat.data.strings import Strings
@@ -88,6 +88,8 @@ def test_what_does_not_fit_is_refused():
         Strings(["a", "b"], [0, 1], ("one",))
     with pytest.raises(InputError, match="ids of shape"):
         Strings(["a"], id=[1, 2])
+    with pytest.raises(DtypeError, match=r"tokenise first: \.tokenized"):
+        as_data(TEXTS)
     with pytest.raises(InputError, match="no texts"):
         TEXTS[:0].tokenized(ByteTokenizer())
     with pytest.raises(InputError, match="at least 2 tokens"):

@@ -109,7 +109,7 @@ def test_inputs_that_do_not_fit_are_refused():
         net({name: value[:0] for name, value in X.items()})
     vit = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, image_size=8, patch_size=4))
     net = Transformers(vit)
-    with pytest.raises(InputError, match=r"takes no input input_ids, attention_mask; it takes pixel_values"):
+    with pytest.raises(InputError, match=r"takes no input input_ids; it takes pixel_values"):
         net(X)
 
 

@@ -1,0 +1,1 @@
+from .acil import ACIL as ACIL, AnalyticHead as AnalyticHead

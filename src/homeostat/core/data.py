@@ -69,7 +69,9 @@ class Batch:
         """
         y = self.y
         if not isinstance(y, Tensor):
-            raise MissingPart(f"labels are wanted as one tensor, and y is {'absent' if y is None else 'a tree of them'}")
+            raise MissingPart(
+                f"labels are wanted as one tensor, and y is {'absent' if y is None else 'a tree of them'}"
+            )
         return y
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:

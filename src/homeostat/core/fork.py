@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, TypeVar
@@ -114,6 +115,18 @@ def fork(model: M, own: Pattern = ()) -> M:
             state[key] = _kept_hooks(value) if key in _HOOKS else _translate(value, copies)
         state["training"] = module.training
     return copies[id(model)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, one's own model is in evaluation mode; every module's flag is as before afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 def versions(model: nn.Module) -> dict[str, tuple[int, int]]:

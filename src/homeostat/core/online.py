@@ -64,6 +64,10 @@ class Bag(Part):
             self[f"{prefix}.{name}"] = tensor
 
 
+_KEPT = ("anchor.", "start.")
+"""What `carry` holds of the starting state; `reset` and `restore` leave it."""
+
+
 class Online(Part, abstract=True):
     """Base of models that adapt while they serve.
 
@@ -139,19 +143,25 @@ class Online(Part, abstract=True):
             for name, tensor in self.owned().items():
                 tensor.copy_(anchor[name])
             for name in self.carry:
-                if not name.startswith("anchor."):
+                if not name.startswith(_KEPT):
                     del self.carry[name]
         for inner in _inner(self.model):
             inner.reset()
         self.begin()
+        for name, tensor in self.carry.under("start").items():
+            self.carry[name] = tensor.clone()
+
+    def mark(self) -> None:
+        """Make the present state the one that `reset` goes back to; for methods that learn before they serve."""
+        self.carry.put("anchor", {name: tensor.detach().clone() for name, tensor in self.owned().items()})
+        state = {name: self.carry[name].clone() for name in self.carry if not name.startswith(_KEPT)}
+        self.carry.put("start", state)
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of everything that can change."""
         kept = {f"model.{name}": t.detach().clone() for name, t in self.owned().items()}
-        state = {
-            n: t.detach().clone() for n, t in self.state_dict().items() if is_carry(n) and ".anchor/" not in f".{n}"
-        }
-        return kept | state
+        state = {n: t for n, t in self.state_dict().items() if is_carry(n) and not _kept(n)}
+        return kept | {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
         """Back to a snapshot, exactly."""
@@ -161,12 +171,16 @@ class Online(Part, abstract=True):
         for path, module in self.named_modules():
             if isinstance(module, Bag) and is_carry(path):
                 for name in module:
-                    if not name.startswith("anchor."):
+                    if not name.startswith(_KEPT):
                         del module[name]
                 for name, tensor in snapshot.items():
                     owner, _, leaf = name.rpartition(".")
                     if owner == path:
                         module[leaf] = tensor.clone()
+
+
+def _kept(name: str) -> bool:
+    return name.rpartition(".")[2].replace("/", ".").startswith(_KEPT)
 
 
 def _inner(model: nn.Module) -> Iterator[Online]:

@@ -27,7 +27,6 @@ import inspect
 import json
 import math
 import types
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 

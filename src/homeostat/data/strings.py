@@ -60,8 +60,13 @@ class Strings:
     def __repr__(self) -> str:
         return f"Strings({len(self)} texts, {len(self.classes)} classes)"
 
-    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Strings:
-        """A subset by slice, boolean mask or positions."""
+    def __getitem__(self, index: slice | Tensor | Sequence[int] | int) -> Strings:
+        """A subset by slice, boolean mask or positions; one text alone is `texts[i]`."""
+        if isinstance(index, int):
+            raise DtypeError(
+                "texts are indexed by a slice, a mask or positions; one text is .texts[i]. Where data are wanted, "
+                "tokenise first: .tokenized(tokenizer, length)"
+            )
         positions = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)]
         labels = None if self.labels is None else self.labels[positions]
         return Strings([self.texts[i] for i in positions.tolist()], labels, self.classes, self.id[positions])

@@ -1,0 +1,1 @@
+from .ties import TIES as TIES, check_donors as check_donors

@@ -1,14 +1,20 @@
 from .augment import RandomViews as RandomViews
-from .fisher import fisher_diagonal as fisher_diagonal
-from .norms import BlendedBatchNorm as BlendedBatchNorm, batch_statistics as batch_statistics, blend_batchnorm as blend_batchnorm, norm_affine as norm_affine, recorded_statistics as recorded_statistics
-from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer
-from .teacher import average_into as average_into
 from .causal_transformer import CausalTransformer as CausalTransformer
+from .fisher import fisher_diagonal as fisher_diagonal
 from .minilm import MiniLM as MiniLM
 from .mlp import MLP as MLP
 from .normalized import Normalized as Normalized
+from .norms import (
+    BlendedBatchNorm as BlendedBatchNorm,
+    batch_statistics as batch_statistics,
+    blend_batchnorm as blend_batchnorm,
+    norm_affine as norm_affine,
+    recorded_statistics as recorded_statistics,
+)
+from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer
 from .places import cache_folder as cache_folder, locate as locate
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
 from .small_cnn import SmallCNN as SmallCNN
+from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers
 from .vit import SmallViT as SmallViT

@@ -23,6 +23,8 @@ Reference: Gretton et al., A kernel two-sample test, JMLR 2012.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -55,7 +57,7 @@ def median_bandwidth(x: Float[Tensor, "n features"], y: Float[Tensor, "m feature
         if len(distances) == 0:
             return 1.0
         middle = distances.median()
-    return float((middle / 2).sqrt())
+    return math.sqrt(float(middle) / 2)
 
 
 def rbf(x: Float[Tensor, "n features"], y: Float[Tensor, "m features"], sigma: float) -> Float[Tensor, "n m"]:

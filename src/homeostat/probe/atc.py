@@ -8,7 +8,8 @@ With a score `s(x)`, larger where the network is surer, and the source's error `
 `score="entropy"` takes `s = sum_k p_k log p_k` (negative entropy), `score="confidence"` takes `s = max_k p_k`; the
 paper finds the first a little better, and it is the default. On the source itself the estimate is the source's accuracy
 exactly, up to equal scores. It is exact elsewhere as long as the share of errors below the threshold stays balanced by
-right answers there; it is usually too high under strong shifts and can fail either way when classes vanish.
+right answers there; it is usually too high under strong shifts. When all samples become a little less sure instead, and
+a calibrated network rightly says so, many fall below the threshold and it is far too low (0.2 for 0.5 in our tests).
 
 The source must be data the network was not trained on; `split="calibration"` takes the calibration data instead.
 

@@ -2,7 +2,7 @@
 
 For column `j`, with empirical distribution functions `F` of the reference (m rows) and `G` of the window (n rows):
 
-    D_j = sup over t of |F_j(t) - G_j(t)|,      p_j from the Kolmogorov distribution at n m / (n + m)
+    D_j = sup over t of |F_j(t) - G_j(t)|,      p_j = P(K > sqrt(n m / (n + m)) D_j),  K Kolmogorov's limit
 
 The reference is sorted once, in the kit; a window is sorted and all columns are compared by binary search at once. The
 p-values are Holm-adjusted: the chance of naming any unchanged column is at most `level`. A column is named when its
@@ -12,8 +12,9 @@ adjusted `p <= level` and `D >= min_effect`, largest distance first. The value i
 Defaults: `min_effect = 0.1` is ours. The whole source serves as reference unless it exceeds `reference` rows.
 
 Columns are looked at one by one: a change of dependence that leaves every margin as it was is invisible (see
-`FeatureShift`). With ties the test is conservative. Many columns and small windows leave little power: with 64 columns
-a window of 100 must show `D` of about 0.22.
+`FeatureShift`). The limit makes p-values some 5 to 15 % too large at 500 rows against 100, more in tiny windows, never
+too small; so do ties. Many columns and small windows leave little power: with 64 columns a window of 100 must show `D`
+of about 0.22.
 
 >>> import torch
 >>> source = torch.linspace(0, 1, 200)[:, None].repeat(1, 2)
@@ -26,11 +27,14 @@ References: Holm, Scandinavian Journal of Statistics 1979; Rabanser et al., Fail
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import kolmogorov
 from torch import Tensor, nn
 
 from homeostat.core.method import Card
@@ -100,10 +104,10 @@ def ks_columns(reference: Float[Tensor, "columns m"], window: Float[Tensor, "col
 
 
 def ks_p_values(distance: Float[Tensor, " columns"], m: int, n: int) -> Float[Tensor, " columns"]:
-    """Two-sided p-values from the one-sample distribution at the effective size `m n / (m + n)`, as SciPy does."""
-    from scipy.stats import kstwo
-
-    return torch.from_numpy(kstwo.sf(distance.numpy(), round(m * n / (m + n)))).reshape(distance.shape)
+    """Two-sided p-values by Kolmogorov's limit; a little too large, never too small."""
+    return torch.from_numpy(np.asarray(kolmogorov(math.sqrt(m * n / (m + n)) * distance.numpy()))).reshape(
+        distance.shape
+    )
 
 
 def holm(p: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:

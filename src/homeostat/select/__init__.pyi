@@ -1,0 +1,1 @@
+from .mbtl import MBTL as MBTL
