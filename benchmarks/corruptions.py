@@ -1,4 +1,4 @@
-"""How fast the nineteen corruptions are, beside the `imagecorruptions` package.
+r"""How fast the nineteen corruptions are, beside the `imagecorruptions` package.
 
     python benchmarks/corruptions.py                                # ours alone
     python benchmarks/corruptions.py --peer-python PEER/bin/python  # and the peer, from an environment of its own
@@ -6,12 +6,14 @@
 The peer needs old packages, so it is never imported here. Make an environment for it with
 
     python3 -m venv PEER
-    PEER/bin/pip install imagecorruptions "numpy<2" "scipy<1.12" "scikit-image<0.23" opencv-python-headless "setuptools<81"
+    PEER/bin/pip install imagecorruptions opencv-python-headless \
+        "numpy<2" "scipy<1.12" "scikit-image<0.23" "setuptools<81"
 
 Each side runs in a process of its own, on the same images and with the same number of threads. Ours takes whole batches
 of floating-point images in [0, 1] and gives such back; the peer takes one 8-bit image after another, as it must. In
 every round each side works for a given time, one after the other, the order changing from round to round. The ratio is
-the median over rounds of ours / peer in images per second. Memory is what a process grew by at its peak.
+the median over rounds of ours / peer in images per second. Memory is what a process grew by at its peak. On a busy
+machine give `--threads 1`: two threads that wait for each other measure the neighbours.
 
 The peer has ImageNet's constants only. At 32 pixels both are timed with these, and ours with CIFAR's as well.
 """
@@ -19,11 +21,14 @@ The peer has ImageNet's constants only. At 32 pixels both are timed with these, 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -124,10 +129,9 @@ def work(kind: str, threads: int) -> None:
         call = prepare(order)
         if order["warm"]:
             call()
-        try:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # give back what earlier orders left, so that this one's peak is its own
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
         before, images, start = memory("VmRSS"), 0, time.perf_counter()
         while time.perf_counter() - start < order["seconds"]:
             images += call()
@@ -141,13 +145,17 @@ class Worker:
     def __init__(self, python: str, kind: str, threads: int):
         command = [python, __file__, "--worker", kind, "--threads", str(threads)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+        # A file and not a pipe: the peer prints, and nobody reads while it works.
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True
         )
         assert self.process.stdout
         if not self.process.stdout.readline():
-            _, text = self.process.communicate()
-            raise RuntimeError(f"{python} cannot run {kind}: {(text.strip().splitlines() or ['no reason given'])[-1]}")
+            self.process.wait()
+            self.said.seek(0)
+            last = (self.said.read().strip().splitlines() or ["no reason given"])[-1]
+            raise RuntimeError(f"{python} cannot run {kind}: {last}")
 
     def __call__(self, **order: Any) -> dict[str, float]:
         assert self.process.stdin and self.process.stdout

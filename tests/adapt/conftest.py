@@ -17,7 +17,8 @@ def _network(kind: str = "batch", dtype: torch.dtype = torch.float64, seed: int 
         "layer": lambda: nn.LayerNorm([6, 6, 6]),
     }
     net = nn.Sequential(
-        nn.Conv2d(3, 6, 3, bias=False), norm[kind](), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, bias=False), norm[kind](), nn.ReLU(),
+        nn.Conv2d(3, 6, 3, bias=False), norm[kind](), nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1, bias=False), norm[kind](), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4),
     )  # fmt: skip
     for parameter in net.parameters():
@@ -26,8 +27,14 @@ def _network(kind: str = "batch", dtype: torch.dtype = torch.float64, seed: int 
 
 
 def _stream(steps: int = 6, size: int = 20, dtype: torch.dtype = torch.float64, seed: int = 1) -> list[Tensor]:
+    """Coloured noise in 0..1, darker from batch to batch."""
     draws = torch.Generator().manual_seed(seed)
-    return [torch.rand(size, 3, 8, 8, generator=draws, dtype=torch.float64).pow(1 + 0.3 * i).to(dtype) for i in range(steps)]
+
+    def images(power: float) -> Tensor:
+        color = torch.rand(size, 3, 1, 1, generator=draws, dtype=torch.float64)
+        return (color * torch.rand(size, 3, 8, 8, generator=draws, dtype=torch.float64)).pow(power).to(dtype)
+
+    return [images(1 + 0.3 * step) for step in range(steps)]
 
 
 def _batch_mode(net: nn.Module) -> nn.Module:

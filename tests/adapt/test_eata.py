@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -84,11 +85,9 @@ def fisher_written_out(net: nn.Module, batches: list[Tensor], names: list[str]) 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("kind", ["batch", "group"])
 @pytest.mark.parametrize(
-    ("alpha", "margin", "div"), [(50.0, 0.8, 0.95), (0.0, 0.8, 0.95), (1.0, 0.7, 1.0), (1.0, 0.02, 0.4)]
+    ("alpha", "margin", "div"), [(50.0, 0.8, 0.95), (0.0, 0.8, 0.95), (1.0, 0.6, 1.0), (1.0, 0.02, 0.4)]
 )
-def test_equals_the_equations_sample_by_sample(
-    network, stream, batch_mode, kind, alpha, margin, div, dtype, tolerance
-):
+def test_equals_the_equations_sample_by_sample(network, stream, batch_mode, kind, alpha, margin, div, dtype, tolerance):
     net = network(kind, dtype)
     source = stream(1, 40, dtype, seed=9)[0]
     remedy = EATA(fisher_alpha=alpha, margin=margin, div_margin=div, optimizer=Adam(lr=1e-2), fisher_batch=16)
@@ -98,9 +97,11 @@ def test_equals_the_equations_sample_by_sample(
     if alpha > 0:
         order = world.source.shuffle(Run(seed=4).rng("EATA.fisher"))  # type: ignore[union-attr]
         names = list(ours.anchor())
-        fisher = fisher_written_out(batch_mode(copy.deepcopy(net)), [b.x for b in order.batches(16)], names)  # type: ignore[misc]
+        inputs: Any = [b.x for b in order.batches(16)]
+        fisher = fisher_written_out(batch_mode(copy.deepcopy(net)), inputs, names)
+        rtol = 1e-3 if dtype is torch.float32 else 1e-9
         for name in names:
-            assert torch.allclose(ours.carry[f"fisher.{name}"], fisher[name], rtol=1e-3 if dtype is torch.float32 else 1e-9)
+            assert torch.allclose(ours.carry[f"fisher.{name}"], fisher[name], rtol=rtol)
     slow = Slow(batch_mode(copy.deepcopy(net)), fisher, alpha, margin, div)
     for x in stream(7, dtype=dtype):
         assert torch.allclose(ours.observe(x), slow.observe(x), rtol=0, atol=tolerance)
@@ -118,7 +119,7 @@ def test_no_reliable_sample_no_step(network, stream):
     for x in stream(2):
         eata.observe(x)
     assert all(torch.equal(t, eata.anchor()[name]) for name, t in eata.owned().items())
-    assert int(eata.carry["used"]) == 0 and int(eata.carry["seen"]) == 40 and eata.classes == 0
+    assert int(eata.carry["used"]) == 0 and int(eata.carry["seen"]) == 40 and "probabilities" not in eata.carry
 
 
 def test_the_running_mean_sees_used_samples_only(network, stream):
@@ -159,17 +160,6 @@ def test_without_a_penalty_no_source_is_needed(network):
     EATA(fisher_alpha=0.0)(network(), World())
     with pytest.raises(MissingPart, match=r"source\.x"):
         EATA()(network(), World())
-
-
-def test_the_information_squares_batch_means(network, stream):
-    """So it falls as batches grow; squares of each sample's gradient would not, in a network without BatchNorm."""
-    world = World(source=stream(1, 64, seed=9)[0])
-    sums = []
-    for size in (1, 8, 64):
-        kit = EATA(fisher_batch=size).kit(network("group"), world)
-        assert isinstance(kit, Bag)
-        sums.append(sum(float(kit[n].sum()) for n in kit))
-    assert sums[0] > 1.05 * sums[1] > 1.05 * sums[2]
 
 
 def test_fisher_samples_limits_what_is_read(network, stream):

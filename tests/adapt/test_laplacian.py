@@ -43,7 +43,9 @@ def slow_lame(
         pull = [[lam * sum(weight[i][j] * z[j][c] for j in range(n)) for c in range(classes)] for i in range(n)]
         z = [softmax([a - u for a, u in zip(pull[i], unary[i], strict=True)]) for i in range(n)]
         energy = sum(
-            z[i][c] * (unary[i][c] - pull[i][c] + math.log(max(z[i][c], 1e-20))) for i in range(n) for c in range(classes)
+            z[i][c] * (unary[i][c] - pull[i][c] + math.log(max(z[i][c], 1e-20)))
+            for i in range(n)
+            for c in range(classes)
         )
         if step > 1 and abs(energy - last) <= 1e-8 * abs(last):
             break

@@ -92,7 +92,7 @@ def test_the_interval_covers_the_binned_error_at_least_as_often_as_stated(adapti
     confidence, predicted = logits.softmax(1).max(1)
     which = mass_bins(confidence, 15) if adaptive else width_bins(confidence, 15)
     truth = expected_calibration_error(confidence, predicted == y, which)
-    runs, hits = 120, 0
+    runs, hits = 100, 0
     for seed in range(runs):
         interval = measured(ECE(adaptive=adaptive), *drawn(500, seed, temperature)).interval
         assert interval is not None

@@ -28,13 +28,13 @@ def finding(probe: KS, x: Tensor, kit: nn.Module) -> Finding:
     return made
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.integers(0, 999), st.booleans())
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 4), st.integers(0, 999), st.booleans())
 def test_distances_are_scipys_with_and_without_ties(m, n, columns, seed, ties):
     reference, window = normal(columns, m, seed=seed), 1.3 * normal(columns, n, seed=seed + 1) + 0.2
     if ties:
         reference, window = reference.round(), window.round()
     ours = ks_columns(reference.sort(1).values, window)
-    scipys = [ks_2samp(a.numpy(), b.numpy(), method="exact") for a, b in zip(reference, window, strict=True)]
+    scipys = [ks_2samp(a.numpy(), b.numpy(), method="asymp") for a, b in zip(reference, window, strict=True)]
     np.testing.assert_allclose(ours, [s.statistic for s in scipys], atol=1e-12)
 
 

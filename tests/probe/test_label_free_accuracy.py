@@ -81,14 +81,30 @@ def test_the_threshold_leaves_as_many_scores_below_as_there_are_errors():
 @pytest.mark.parametrize("probe", ESTIMATES[1:], ids=named)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_without_shift_the_interval_covers_the_accuracy_as_often_as_stated(probe, temperature):
-    truth, runs, hits = accuracy(drawn(300_000, 10_000)), 120, 0
+    truth, runs, hits = accuracy(drawn(300_000, 10_000)), 90, 0
     for seed in range(runs):
-        source, window = drawn(200, seed, temperature), drawn(150, 1000 + seed, temperature)[0]
+        source, window = drawn(150, seed, temperature), drawn(300, 1000 + seed, temperature)[0]
         interval = estimated(probe, source, window, seed).interval
         assert interval is not None
         hits += truth in interval
     low, high = binom.ppf([0.001, 0.9999], runs, 0.95)
     assert low <= hits <= high
+
+
+def test_the_interval_of_a_threshold_covers_also_when_scores_say_nothing_about_errors():
+    def guessed(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        logits, _ = drawn(count, seed)
+        right = torch.rand(count, generator=torch.Generator().manual_seed(seed + 1)) < 0.6
+        return logits, torch.where(right, logits.argmax(1), logits.argmin(1))
+
+    runs, hits = 150, 0
+    for seed in range(runs):
+        interval = estimated(
+            ATC(bootstraps=300), guessed(100, 2 * seed), guessed(1000, 10_000 + 2 * seed)[0], seed
+        ).interval
+        assert interval is not None
+        hits += 0.6 in interval
+    assert hits >= binom.ppf(0.001, runs, 0.95)
 
 
 def test_average_confidence_covers_if_calibrated_and_fails_if_overconfident():

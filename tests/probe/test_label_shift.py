@@ -122,7 +122,7 @@ def test_the_new_prior_is_a_distribution_and_order_does_not_matter(probe, count,
 @pytest.mark.parametrize("window", [60, 400])
 @pytest.mark.parametrize("probe", [BBSE(min_effect=0.0), SaerensEM(min_effect=0.0)], ids=named)
 def test_false_alarms_are_as_rare_as_stated_also_in_windows_as_large_as_the_source(probe, window):
-    runs, count = 200, 0
+    runs, count = 120, 0
     for seed in range(runs):
         finding = estimated(probe, drawn(400, UNIFORM, 2 * seed), drawn(window, UNIFORM, 2 * seed + 1)[0]).finding
         assert finding is not None

@@ -91,11 +91,12 @@ def test_a_small_mean_shift_has_the_effect_that_the_docstring_says():
 
 def test_the_order_of_the_window_changes_nothing():
     kit = SMALL.prepare(None, World(source=normal(300, 2)), Run())
-    x, order = normal(30, 2, seed=1) + 1.0, torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    # A size that was not prepared for is always permuted; the shift is small, so that p depends on the permutations.
+    x, order = normal(25, 2, seed=1) + 0.3, torch.randperm(25, generator=torch.Generator().manual_seed(0))
     straight = measured(SMALL, x, kit)
     mixed = SMALL.measure(Outputs(None, None, order, x=x[order]), World(), kit, Run())
     assert math.isclose(mixed.value, straight.value, abs_tol=1e-6)
-    assert found(mixed).p_value == found(straight).p_value
+    assert found(mixed).p_value == found(straight).p_value not in (None, 1 / 200)
 
 
 def test_outputs_are_compared_as_probabilities_so_logits_and_log_probabilities_agree():

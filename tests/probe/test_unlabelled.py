@@ -80,16 +80,16 @@ def test_against_the_source_the_source_itself_is_at_distance_zero():
 def test_the_interval_covers_the_true_distance_at_least_as_often_as_stated(against, shares):
     probe, old = ClassBalance(against=against), torch.tensor([0.25] * 4)
     truth = float((torch.tensor(shares) - old).abs().sum()) / 2
-    runs, hits = 150, 0
+    runs, hits = 100, 0
     for seed in range(runs):
         generator = torch.Generator().manual_seed(seed)
 
         def predicted(p: Tensor, count: int, generator: torch.Generator = generator) -> Tensor:
             return torch.eye(4)[torch.multinomial(p, count, replacement=True, generator=generator)]
 
-        world = World(source=predicted(old, 300))
+        world = World(source=predicted(old, 150))
         kit = probe.prepare(nn.Identity(), world, Run())
-        interval = measured(probe, predicted(torch.tensor(shares), 150), kit, seed).interval
+        interval = measured(probe, predicted(torch.tensor(shares), 300), kit, seed).interval
         assert interval is not None
         hits += interval.low - 1e-9 <= truth <= interval.high + 1e-9
     assert hits >= binom.ppf(0.001, runs, 0.95)

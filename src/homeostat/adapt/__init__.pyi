@@ -1,8 +1,14 @@
 from .batchnorm_blend import BatchNormBlend as BatchNormBlend
+from .controller import RNAController as RNAController
+from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
-from .source import Source as Source
-from .tent import Tent as Tent, TentOnline as TentOnline, softmax_entropy as softmax_entropy
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
-from .prior_correction import PriorCorrected as PriorCorrected, PriorCorrection as PriorCorrection, correct_prior as correct_prior
-from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
+from .prior_correction import (
+    PriorCorrected as PriorCorrected,
+    PriorCorrection as PriorCorrection,
+    correct_prior as correct_prior,
+)
+from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
+from .source import Source as Source
+from .tent import Tent as Tent, TentOnline as TentOnline, softmax_entropy as softmax_entropy

@@ -10,8 +10,8 @@ is the network as it was given. For a batch x, with BatchNorm on the batch's own
     student <- anchor where a draw from Bernoulli(restore) says so, element by element
 
 z' is returned. Views are only made when the anchor is unsure, which the batch as a whole decides; logits are averaged,
-not probabilities; every view has BatchNorm statistics of its own; restoring comes after averaging and does not touch the
-teacher.
+not probabilities; every view has BatchNorm statistics of its own; restoring comes after averaging and leaves the
+teacher as it is.
 
 Here the model *is* the teacher: `weights(model)`, saving and merging see what serves. Student and moments lie in
 `carry`. `forward(x)` is pure and returns teacher(x) without views, so it differs from what `observe(x)` returns when
@@ -128,11 +128,12 @@ class CoTTAOnline(Online):
 
     def masks(self, step: int) -> dict[str, Tensor]:
         """For each owned tensor, which of its elements go back to the anchor at a step."""
-        anchor = self.anchor()
-        sizes = [tensor.numel() for tensor in anchor.values()]
+        # By name: a loaded model may keep its tensors in another order.
+        anchor = sorted(self.anchor().items())
+        sizes = [tensor.numel() for _, tensor in anchor]
         draws = torch.rand(sum(sizes), generator=generator(self.seed, "CoTTA.restore", step)) < self.restoring
         parts = draws.split(sizes)
-        return {n: part.view(t.shape).to(t.device) for part, (n, t) in zip(parts, anchor.items(), strict=True)}
+        return {name: part.view(t.shape).to(t.device) for part, (name, t) in zip(parts, anchor, strict=True)}
 
     def _over_views(self, x: Tree, step: int) -> Tensor:
         total: Any = 0

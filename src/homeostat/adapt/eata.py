@@ -20,7 +20,7 @@ tuned again when `fisher_batch` changes. fisher_alpha = 0 is "ETA" and needs no 
 
 `backward="masked"` is the paper's code: the whole batch goes through the backward pass. With `"subset"` a pass without
 gradients finds B, and only B is run again, under that pass's BatchNorm statistics; the gradient through the statistics
-is left out. Its loss is the same; its steps differ a little, and it is faster when B is less than about half of the
+is left out. Its loss is the same but its steps differ, and it is faster when B is less than about two thirds of the
 batch. For models without BatchNorm both are the same. Like Tent it needs batches of tens of samples in mixed order.
 
 >>> import torch
@@ -71,7 +71,6 @@ class EATAOnline(Online):
         margin: E_0 in units of log K.
         div_margin: cosine above which a sample is redundant.
         backward: `"masked"` or `"subset"`.
-        classes: K once it is known, 0 before the first batch.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class EATAOnline(Online):
         margin: float = 0.4,
         div_margin: float = 0.4,
         backward: Backward = "masked",
-        classes: int = 0,
     ):
         names = norm_affine(model)
         super().__init__(model, own=names)
@@ -93,15 +91,9 @@ class EATAOnline(Online):
         if fisher_alpha > 0:
             self.carry.put("fisher", {name: torch.zeros_like(p) for name, p in self.owned().items()})
         self.begin()
-        self.carry["probabilities"] = self._kind().new_zeros(classes)
-
-    @property
-    def classes(self) -> int:
-        return len(self.carry["probabilities"])
 
     def begin(self) -> None:
         self.optimizer.begin(self.owned(), self.carry)
-        self.carry["probabilities"] = self._kind().new_zeros(0)
         for name in ("seen", "reliable", "used"):
             self.carry[name] = torch.tensor(0)
 
@@ -127,23 +119,25 @@ class EATAOnline(Online):
                     entropy = softmax_entropy(self.model(map_tree(lambda t: t[used], batch.x)))
             else:
                 entropy = entropy[used]
-            loss = (entropy * (limit - entropy.detach()).exp()).mean()
+            weight = 1 / (entropy.detach() - limit).exp()
+            loss = (entropy * weight).mean()
             self._step(loss)
         return logits
 
     def _select(self, logits: Tensor, entropy: Tensor, limit: float) -> Tensor:
         """Positions of the samples to learn from; counts them and moves their running mean prediction."""
-        mean = self.carry["probabilities"]
+        started = "probabilities" in self.carry
+        mean = self.carry["probabilities"] if started else None
         chosen = torch.nonzero(entropy < limit).flatten()
         probabilities = logits[chosen].softmax(1)
         self.carry["seen"] += len(logits)
         self.carry["reliable"] += len(chosen)
-        if len(mean):
+        if mean is not None:
             fresh = F.cosine_similarity(mean[None], probabilities, dim=1).abs() < self.div_margin
             chosen, probabilities = chosen[fresh], probabilities[fresh]
         if len(chosen):
             new = probabilities.mean(0)
-            self.carry["probabilities"] = 0.9 * mean + (1 - 0.9) * new if len(mean) else new
+            self.carry["probabilities"] = new if mean is None else 0.9 * mean + (1 - 0.9) * new
         self.carry["used"] += len(chosen)
         return chosen
 
@@ -152,9 +146,6 @@ class EATAOnline(Online):
         if self.fisher_alpha > 0:
             loss = loss + self.fisher_alpha * _distance(owned, self.anchor(), self.carry.under("fisher"))
         self.optimizer.minimize(loss, owned, self.carry)
-
-    def _kind(self) -> Tensor:
-        return next(iter(self.anchor().values()))
 
 
 def _distance(now: Mapping[str, Tensor], start: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> Tensor:

@@ -6,11 +6,12 @@ phi `[N, d]`, the corrected assignments Z `[N, K]` minimise, over rows on the si
 
     sum_n KL(Z_n || p_n) - (lam / 2) sum_{n,m} W_nm Z_n . Z_m,
 
-by the iteration Z <- softmax_rows(log(p + 1e-10) + lam W Z), which starts at p and stops when the energy changes by less
-than 1e-8 of itself, or after `max_steps`. The affinity W `[N, N]` is
+by the iteration Z <- softmax_rows(log(p + 1e-10) + lam W Z), which starts at p and stops when the energy changes by
+less than 1e-8 of itself, or after `max_steps`. The affinity W `[N, N]` is
 
-- `"rbf"`: W_nm = exp(-D_nm^2 / (2 sigma^2)), D the Euclidean distances, sigma the mean over n of the k-th smallest entry
-  of row n. The row holds the distance 0 to itself, so that k = 5 means the fourth neighbour. W is dense, its diagonal 1.
+- `"rbf"`: W_nm = exp(-D_nm^2 / (2 sigma^2)), D the Euclidean distances, sigma the mean over n of the k-th smallest
+  entry of row n. A row holds the distance 0 to itself, so that k = 5 means the fourth neighbour. W is dense, its
+  diagonal 1.
 - `"knn"`: W_nm = 1 when m is among the k nearest of n, n itself left out.
 - `"linear"`: W = phi phi^T.
 
@@ -109,8 +110,7 @@ def _smoother(unit: Tensor, affinity: Affinity, k: int, symmetric: bool) -> Call
         return gather
     weight = pairwise_sq(unit, unit)
     k = min(k, len(unit))
-    # One row at a time: `kthvalue` over all of them would copy the matrix, and more.
-    furthest = torch.cat([part.kthvalue(k, dim=1).values for part in weight.split(max(1, _ROWS // 8 // len(unit)))])
+    furthest = weight.topk(k, dim=1, largest=False).values.amax(1)
     sigma = furthest.sqrt().mean().clamp_(min=torch.finfo(weight.dtype).tiny ** 0.5)
     weight.mul_(-0.5 / sigma**2).exp_()
     return lambda z: weight @ z
@@ -147,7 +147,8 @@ class LAMEOnline(Online):
         layer: str = "",
     ):
         super().__init__(model)
-        self.affinity, self.k, self.lam = affinity, k, lam
+        self.affinity: Affinity = affinity
+        self.k, self.lam = k, lam
         self.max_steps, self.symmetric, self.layer = max_steps, symmetric, layer
 
     def forward(self, x: Tree) -> Tensor:
@@ -155,8 +156,9 @@ class LAMEOnline(Online):
         logits, features = tapped(self.model, x, self.model, self.layer or None)
         Classify().check(logits, None)
         assert isinstance(logits, Tensor)
-        options = self.affinity, self.k, self.lam, self.max_steps
-        return lame(logits.softmax(1), features, *options, symmetric=self.symmetric)
+        return lame(
+            logits.softmax(1), features, self.affinity, self.k, self.lam, self.max_steps, symmetric=self.symmetric
+        )
 
     def adapt(self, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -1,13 +1,13 @@
 """PeriodicReset: start any adapting method afresh every n batches.
 
-Methods that adapt without labels drift, and sooner or later most of them collapse. Setting weights, optimiser and memory
-back to their start after every n updates loses at most n batches of progress and bounds the damage. This plain rule
-("RDumb") beats many continual methods on long streams, so run it beside them.
+Methods that adapt without labels drift, and sooner or later most of them collapse. Setting weights, optimiser and
+memory back to their start after every n updates loses at most n batches of progress and bounds the damage. This plain
+rule ("RDumb") beats many continual methods on long streams, so run it beside them.
 
 It counts calls of `observe`; the n-th is answered and learnt from, and then the reset is made. `every=1` is "episodic"
 adaptation: nothing carries over from one batch to the next.
 
-Default n = 1000, as in the paper for batches of 64 on ImageNet-C; choose n from how many batches the method improves for.
+Default n = 1000, as in the paper for batches of 64 on ImageNet-C; choose n from how many batches the method gains for.
 
 >>> import torch
 >>> from homeostat.adapt.tent import Tent

@@ -10,8 +10,8 @@ It is the last step of ROID, used as in its code: it multiplies logits, although
 (`rule="add"`). Multiplying shrinks all logits by about K and lets large ones of common classes win; it depends on where
 the zero of the logits is, so with it the network must return logits and not log-probabilities. Adding works with both.
 
-Nothing is learnt or remembered. It helps when some classes dominate the batch, and costs accuracy when a batch only looks
-so because the network errs in one direction.
+Nothing is learnt or remembered. It helps when some classes dominate the batch, and costs accuracy when a batch only
+looks so because the network errs in one direction.
 
 >>> import torch
 >>> logits = torch.tensor([[4.0, 0.0], [3.0, 0.0], [1.0, 1.1]])
@@ -42,9 +42,7 @@ from homeostat.core.world import World
 Rule = Literal["multiply", "add"]
 
 
-def correct_prior(
-    logits: Float[Tensor, "batch classes"], rule: Rule = "multiply"
-) -> Float[Tensor, "batch classes"]:
+def correct_prior(logits: Float[Tensor, "batch classes"], rule: Rule = "multiply") -> Float[Tensor, "batch classes"]:
     """Logits with the batch's smoothed class prior multiplied (or its logarithm added) to them."""
     count, classes = logits.shape
     prior = logits.softmax(1).mean(0)
@@ -63,7 +61,7 @@ class PriorCorrected(Online):
 
     def __init__(self, model: nn.Module, rule: Rule = "multiply"):
         super().__init__(model)
-        self.rule = rule
+        self.rule: Rule = rule
 
     def forward(self, x: Tree) -> Tensor:
         """Corrected logits of the batch."""

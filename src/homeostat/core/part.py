@@ -16,6 +16,7 @@ Nothing named in a recipe is ever imported: parts come from the register, layers
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -94,7 +95,7 @@ def recipe(model: nn.Module) -> dict[str, Any]:
                 given.add(name)
                 described["args"][name] = {"module": recipe(value)}
             else:
-                described["args"][name] = spec.plain(value)
+                described["args"][name] = _plain(value)
     elif (layer := _layer(model)) is not None:
         return layer
     elif type(model) is nn.Sequential:
@@ -188,9 +189,17 @@ def _build(node: Any, base: nn.Module | None, here: nn.Module | None) -> nn.Modu
     return made
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else spec.plain(value)
+
+
 def _argument(value: Any, base: nn.Module | None, here: nn.Module | None) -> Any:
     if isinstance(value, Mapping) and set(value) == {"module"}:
         return _build(value["module"], base, here)
+    if isinstance(value, Mapping) and set(value) == {"float"}:
+        return float(value["float"])
     if isinstance(value, Mapping):
         return spec.from_config(value)
     if isinstance(value, list):

@@ -1,1 +1,1 @@
-from .ties import TIES as TIES, check_donors as check_donors
+from .ties import TIES as TIES, check_donors as check_donors, merge_ties as merge_ties

@@ -22,7 +22,7 @@ task arithmetic with a tuned scale.
 
 >>> base = {"w": torch.zeros(4)}
 >>> a, b = {"w": torch.tensor([3.0, 1.0, 0.0, 0.0])}, {"w": torch.tensor([-1.0, 2.0, 0.0, 0.5])}
->>> ties(base, [a, b], density=0.5)["w"]
+>>> merge_ties(base, [a, b], density=0.5)["w"]
 tensor([3.0000, 1.5000, 0.0000, 0.0000])
 
 Reference: Yadav et al., TIES-Merging: Resolving Interference When Merging Models, NeurIPS 2023.
@@ -47,7 +47,7 @@ from homeostat.core.weights import as_weights
 from homeostat.core.world import World
 
 
-def ties(
+def merge_ties(
     base: Mapping[str, Tensor],
     donors: Sequence[Mapping[str, Tensor]],
     density: float = 0.2,
@@ -163,7 +163,7 @@ class TIES(Remedy):
         base = {n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)}
         donors = {name: as_weights(donor) for name, donor in world.models.items()}
         check_donors(base, donors)
-        merged = ties(base, list(donors.values()), self.density, self.scale, self.scope, self.ties)
+        merged = merge_ties(base, list(donors.values()), self.density, self.scale, self.scope, self.ties)
         made = fork(model, own=set(merged))
         with torch.no_grad():
             for name, parameter in made.named_parameters():

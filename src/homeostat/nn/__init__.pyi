@@ -1,6 +1,15 @@
 from .augment import RandomViews as RandomViews
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .fisher import fisher_diagonal as fisher_diagonal
+from .kernels import (
+    median_bandwidth as median_bandwidth,
+    mmd2 as mmd2,
+    mmd2_memberships as mmd2_memberships,
+    mmd2_permutation as mmd2_permutation,
+    off_diagonal_mean as off_diagonal_mean,
+    pairwise_sq as pairwise_sq,
+    rbf as rbf,
+)
 from .minilm import MiniLM as MiniLM
 from .mlp import MLP as MLP
 from .normalized import Normalized as Normalized

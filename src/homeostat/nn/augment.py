@@ -140,7 +140,7 @@ def shift_hue(x: Tensor, turns: float) -> Tensor:
 
 
 def turn(x: Tensor, angle: float, shift: tuple[int, int], scale: float, margin: int = 0) -> Tensor:
-    """Rotate (radians), scale about the centre, then shift (right, down, in pixels); bilinear, edges repeated.
+    """Rotate clockwise (radians), scale about the centre, shift (right, down, in pixels); bilinear, edges repeated.
 
     Args:
         margin: so many pixels more on every side of the result.

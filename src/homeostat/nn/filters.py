@@ -191,22 +191,29 @@ def box_shrink(
     Every new pixel is the mean of the whole pixels whose centres fall into its box. (From version 13 on, Pillow takes
     rows before columns in some tall images. The two orders differ by a level here and there.)
     """
-    for dim, new in ((3, width), (2, height)):
-        side = levels.shape[dim]
-        scale, reach = side / new, max(side / new, 1.0) / 2
-        inside = torch.zeros(side, new)
-        for column in range(new):
-            centre = (column + 0.5) * scale
-            for pixel in range(max(0, int(centre - reach + 0.5)), min(side, int(centre + reach + 0.5))):
-                # Half a box to either side, in Pillow's own arithmetic: some centres lie on an edge.
-                inside[pixel, column] = -0.5 < (pixel - centre + 0.5) * (1 / (2 * reach)) <= 0.5
-        inside, count = inside.to(levels), inside.sum(0).double()
-        # Sums of whole levels are exact in any order. Pillow's weights are fixed-point numbers of 22 bit.
-        total = (levels @ inside if dim == 3 else inside.T @ levels).double()
-        weight = ((1 << 22) / count).round().to(levels.device)
-        total.mul_(weight if dim == 3 else weight[:, None]).add_(1 << 21).div_(1 << 22)
-        levels = total.floor_().clamp_(0, 255).to(levels.dtype)
-    return levels
+    across, down = _box_members(levels.shape[3], width), _box_members(levels.shape[2], height).T
+    across, down = across.to(levels), down.to(levels)
+
+    def rounded(total: Tensor, count: Tensor) -> Tensor:
+        # Pillow's weights are fixed-point numbers of 22 bit.
+        weight = ((1 << 22) / count.double()).round()
+        return total.double().mul_(weight).add_(1 << 21).div_(1 << 22).floor_().clamp_(0, 255).to(levels.dtype)
+
+    def part(x: Tensor) -> Tensor:
+        # Sums of whole levels are exact in any order, so matrix products are safe here.
+        return rounded(down @ rounded(x @ across, across.sum(0)), down.sum(1, keepdim=True))
+
+    return by_chunk(part, levels)
+
+
+def _box_members(side: int, new: int) -> Tensor:
+    """Which of `side` pixels belong to which of `new` boxes: ones and zeros, `[side, new]`."""
+    scale, reach = side / new, max(side / new, 1.0) / 2
+    centre, pixel = (torch.arange(new, dtype=torch.float64) + 0.5) * scale, torch.arange(side)[:, None]
+    # Half a box to either side, in Pillow's own arithmetic: some centres lie on an edge.
+    within = (pixel >= (centre - reach + 0.5).clamp(min=0).long()) & (pixel < (centre + reach + 0.5).long())
+    position = (pixel - centre + 0.5) * (1 / (2 * reach))
+    return within & (position > -0.5) & (position <= 0.5)
 
 
 def gray_levels(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

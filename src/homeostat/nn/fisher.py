@@ -50,7 +50,8 @@ def fisher_diagonal(model: nn.Module, batches: Iterable[Tree], names: Sequence[s
         Classify().check(logits, None)
         loss = F.cross_entropy(logits, logits.detach().argmax(1))
         gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
-        torch._foreach_addcmul_(sums, *([g.to(s.dtype) for g, s in zip(gradients, sums, strict=True)],) * 2)
+        for total, gradient in zip(sums, gradients, strict=True):
+            total.add_(gradient.to(total.dtype).square_())
         count += 1
     if count == 0:
         raise InputError("the Fisher information needs at least one batch of inputs; there was none")

@@ -58,8 +58,10 @@ class Optimizer(Spec, abstract=True):
         Raises:
             NonFiniteError: the loss is NaN or infinite; nothing is changed.
         """
-        if not bool(torch.isfinite(value := loss.detach())):
-            raise NonFiniteError(f"the loss is {float(value)}; no step was made. Look at the inputs and the learning rate")
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(
+                f"the loss is {loss.item()}; no step was made. Look at the inputs and the learning rate"
+            )
         gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         self.update(parameters, dict(zip(parameters, gradients, strict=True)), state, prefix)
 

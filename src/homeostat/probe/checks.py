@@ -33,10 +33,7 @@ def logits(outputs: Outputs, who: str, least: int = 1) -> Tensor:
 
     `-inf` is taken as a class the network rules out; other values that are not finite are refused.
     """
-    if not isinstance(outputs.task, Classify):
-        raise InputError(
-            f"{who} is for one class per sample (Classify); the world's task is {type(outputs.task).__name__}"
-        )
+    _classified(outputs, who)
     out = outputs.logits
     if out.ndim != 2 or out.shape[1] < 2:
         raise ModelError(f"{who} wants logits [samples, classes] of at least 2 classes; got {tuple(out.shape)}")
@@ -50,6 +47,7 @@ def logits(outputs: Outputs, who: str, least: int = 1) -> Tensor:
 
 def labelled(outputs: Outputs, who: str, least: int = 1, what: str = "labelled samples") -> tuple[Tensor, Tensor]:
     """Logits and labels of the samples whose label is known; at least `least` of them."""
+    _classified(outputs, who)
     known = outputs.labelled()
     out, y = logits(known, who), known.labels
     check_labels(y, out.shape[1], shape=(len(out),))
@@ -81,3 +79,10 @@ def matrix(outputs: Outputs, on: Source, who: str, least: int = 1) -> Tensor:
     if not bool(torch.isfinite(flat).all()):
         raise NonFiniteError(f"{who}: the {on} hold NaN or infinity; clean them or drop the samples")
     return flat if flat.dtype == torch.float64 else flat.float()
+
+
+def _classified(outputs: Outputs, who: str) -> None:
+    if not isinstance(outputs.task, Classify):
+        raise InputError(
+            f"{who} is for one class per sample (Classify); the world's task is {type(outputs.task).__name__}"
+        )

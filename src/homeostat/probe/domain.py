@@ -13,7 +13,7 @@ Which rows train is drawn per sample id, so the order of the window does not mat
 reference. `penalty` is scikit-learn's `1 / C`. Defaults: half and half and a linear classifier follow Lopez-Paz and
 Oquab; `min_effect = 0.1` is ours.
 
-A linear classifier sees shifts of means, not of variances or dependence alone. It takes tens of milliseconds, more
+A linear classifier sees shifts of means, not of variances or dependence alone. It takes some ten milliseconds, more
 than `MMD`, and has less power in small windows, because half of them train; in many columns its AUC is easier to read.
 
 >>> import torch

@@ -125,7 +125,8 @@ class FeatureShift(Probe):
         return bag
 
     def measure(self, outputs: Outputs, world: World, kit: Any, run: Run) -> Reading:
-        x = matrix(outputs, "x", "FeatureShift")
+        # In the order of ids, because neighbours are looked at about randomly chosen rows.
+        x = matrix(outputs, "x", "FeatureShift")[outputs.id.argsort(stable=True)]
         features = len(kit["mean"])
         same_width(x.shape[1], features, "FeatureShift", "features")
         self._enough(0, len(x), features, "samples in the window")

@@ -74,22 +74,21 @@ class MBTL(Choose):
         left = [i for i in range(len(options)) if i not in trained]
         if not left:
             raise InputError(f"all {len(options)} tasks are trained; there is none left to choose")
-        span = scores.max() - scores.min()
-        scores = (scores - scores.min()) / span if span > 0 else np.zeros_like(scores)
         mean, deviation = self._process(x, trained, scores, run)
         distance = np.abs(x[:, None] - x[None]).sum(-1)
         slope = self.slope or estimated_slope(distance, trained, scores)
         k = len(trained)
         weight = {"zero": 0.0, "one": 1.0, "decay": 1 / (k + 1), "log": math.sqrt(math.log(k + 1))}[self.bonus]
         gains = predicted_gains(mean + weight * deviation, distance, slope, scores.max(0))
-        return max(left, key=lambda i: gains[i])
+        # Where no gain is predicted anywhere, the least known task is next rather than the first.
+        return max(left, key=lambda i: (gains[i], deviation[i]))
 
     def _process(self, x: Array, trained: list[int], scores: Array, run: Run) -> tuple[Array, Array]:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
-        own = np.array([scores[row, i] for row, i in enumerate(trained)])
+        own = scores.max(0)[trained]
         process = GaussianProcessRegressor(
             ConstantKernel(1.0, (1e-3, 1e3)) * RBF(1.0, (1e-2, 1e2)), alpha=self.noise**2,
             n_restarts_optimizer=self.restarts, random_state=run.seed_for("mbtl", len(trained)) % 2**32,
@@ -136,11 +135,21 @@ def transfers(trace: Trace, count: int) -> tuple[list[int], Array]:
     return trained, np.array(rows)
 
 
-def estimated_slope(distance: Array, trained: list[int], scores: Array) -> float:
-    """Least squares, through the origin, of the loss of performance on distance, `[N, N]` and `[trained, N]`."""
-    far = np.concatenate([distance[i] for i in trained])
-    loss = np.concatenate([np.abs(scores[row, i] - scores[row]) for row, i in enumerate(trained)])
-    return float(far @ loss / max(far @ far, 1e-12))
+def estimated_slope(distance: Array, trained: list[int], scores: Array, near: float = 0.25) -> float:
+    """Least squares, through the origin, of the loss of performance on distance, over each source's nearer targets.
+
+    Far targets are left out because performance has a floor there, which would flatten the line.
+
+    Args:
+        distance: `[N, N]`. trained: sources. scores: `[trained, N]`. near: share of targets that count as near.
+    """
+    far, loss = list[Array](), list[Array]()
+    for row, i in enumerate(trained):
+        close = distance[i] <= np.quantile(distance[i], near)
+        far.append(distance[i][close])
+        loss.append(np.abs(scores[row, i] - scores[row][close]))
+    x, y = np.concatenate(far), np.concatenate(loss)
+    return float(x @ y / max(x @ x, 1e-12))
 
 
 def predicted_gains(optimistic: Array, distance: Array, slope: float, best: Array) -> Array:

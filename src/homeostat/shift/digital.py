@@ -20,7 +20,6 @@ ICLR 2019.
 from __future__ import annotations
 
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -93,11 +92,8 @@ def pixelate(x: Images, draw: Draw, scale: float) -> Images:
     rows = torch.tensor(_nearest(high, height), device=x.device)
     columns = torch.tensor(_nearest(wide, width), device=x.device)
 
-    def part(x: Tensor) -> Tensor:
-        small = filters.box_shrink((x * 255).round_(), high, wide).div_(255)
-        return small.index_select(3, columns).index_select(2, rows)
-
-    return filters.by_chunk(part, x)
+    small = filters.box_shrink((x * 255).round_(), high, wide).div_(255)
+    return filters.by_chunk(lambda part: part.index_select(3, columns).index_select(2, rows), small)
 
 
 def _through_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
@@ -114,7 +110,6 @@ def jpeg_compression(x: Images, draw: Draw, quality: int) -> Images:
     """
     pixels = (x * 255).round_().to(torch.uint8).movedim(1, -1)
     pixels = (pixels[..., 0] if x.shape[1] == 1 else pixels).contiguous().cpu().numpy()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        done = np.stack(list(pool.map(lambda image: _through_jpeg(image, quality), pixels)))
-    done = torch.from_numpy(done).to(x.device)
+    # Pillow holds the interpreter's lock for so much of this that threads do not help.
+    done = torch.from_numpy(np.stack([_through_jpeg(image, quality) for image in pixels])).to(x.device)
     return (done[:, None] if x.shape[1] == 1 else done.movedim(-1, 1)).to(x.dtype) / 255

@@ -1,0 +1,139 @@
+"""The report's pictures: its charts with their captions and keys, and example inputs as PNG inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from homeostat.core.errors import DtypeError, InputError
+from homeostat.loop import story, summary
+from homeostat.loop.charts import Chart, Lane, Line, Shape, Span, windows_a_point
+from homeostat.loop.store import Row
+from homeostat.loop.summary import Phase, Stream
+
+WIDE, NARROW = 1010, 340
+PICTURES, GROUPS, PICTURE_BYTES = 12, 12, 1_500_000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with what is written around it; `key` names its lines: CSS class and words."""
+
+    chart: Chart
+    caption: str
+    key: Sequence[tuple[str, str]] = ()
+
+    @property
+    def wide(self) -> Markup:
+        """For a desk."""
+        return self.chart.svg(WIDE)
+
+    @property
+    def narrow(self) -> Markup:
+        """For a hand."""
+        return self.chart.svg(NARROW)
+
+    @property
+    def thinned(self) -> int:
+        """How many windows a point of a line stands for."""
+        return windows_a_point(len(self.chart.steps), WIDE)
+
+
+def marks_of(rows: Sequence[Row], stream: Stream) -> list[Lane]:
+    def lane(kind: str, shape: Shape) -> Lane:
+        at = [(stream.position(row.step), row.step) for row in rows if row.kind == kind]
+        return Lane(kind, kind, [Span(p, p, f"{kind} at window {step:,}") for p, step in at], shape)
+
+    return [lane("alarm", "triangle"), lane("commit", "circle"), lane("rollback", "diamond")]
+
+
+def accuracy_figure(
+    stream: Stream, found: Sequence[Phase], marks: Sequence[Lane], letters: Sequence[tuple[str, str, int]]
+) -> Figure:
+    runs, lanes, known = summary.stretches(stream.served), list(marks), {name: letter for letter, name, _ in letters}
+    for letter in [*known.values(), "other"]:
+        mine = [s for s in runs if known.get(s.name, "other") == letter]
+        spans = [Span(s.first, s.last, f"{story.called(s.name)}: windows {stream.steps[s.first]:,} to "
+                      f"{stream.steps[s.last]:,}") for s in mine]  # fmt: skip
+        if spans:
+            lanes.append(Lane(letter, "as-deployed" if mine[0].name == summary.SOURCE else "as-changed", spans))
+    judged = bool(stream.judge)
+    lines = [Line(stream.accuracy, "served"), Line(stream.frozen, "frozen")] if judged else []
+    label = "Share of right answers over windows, of what was served and of the network as deployed." if judged else (
+        "Alarms, commits and rollbacks over windows; accuracy is not known."
+    )  # fmt: skip
+    counted = ", ".join(f"{story.several(len(lane.spans), lane.name)}" for lane in marks)
+    axis = "right answers" if stream.judge != "revealed" else "right answers, on the labels that came"
+    chart = Chart(f"{label} Marked: {counted}.", axis if judged else "", stream.steps, lines, summary.shading(found),
+                  lanes, percent=True, height=230 if judged else 0)  # fmt: skip
+    caption = "Alarms, commits and rollbacks, and what was answering, by its letter."
+    if judged:
+        caption = f"Top: how often the answers were right, window by window. Below: {caption[0].lower()}{caption[1:]}"
+    key = [("served", "as served"), ("frozen", "as deployed, left alone")] if judged else []
+    return Figure(chart, caption, key)
+
+
+def entropy_figure(stream: Stream, found: Sequence[Phase], marks: Sequence[Lane], rows: Sequence[Row]) -> Figure | None:
+    if not np.isfinite(stream.entropy).any():
+        return None
+    levels = summary.normal_levels(stream, rows)
+    label = "Uncertainty of the network as deployed over windows, from 0 (sure) to 1 (no idea), with the same marks."
+    chart = Chart(label, "uncertainty (0 sure, 1 no idea)", stream.steps, [Line(stream.entropy, "evidence")],
+                  summary.shading(found), marks, levels, height=190)  # fmt: skip
+    key = [("evidence", "uncertainty of the network as deployed")]
+    key += [("level", "what the monitor took as normal, before each alarm about it")] if levels else []
+    return Figure(chart, "What the monitor looks at in every window; it needs no labels for it.", key)
+
+
+def latency_figure(stream: Stream, found: Sequence[Phase]) -> Figure | None:
+    lines, key = [], []
+    for values, style, name in ((stream.ms, "served", "until the answers were there"),
+                                (1000 * stream.seconds, "frozen", "with watching, trials and journal")):  # fmt: skip
+        if (values > 0).any():
+            lines.append(Line(values, style, median=True))
+            key.append((style, name))
+    if not lines:
+        return None
+    label = "Milliseconds a window took, on a scale where each step up is ten times as long."
+    chart = Chart(label, "milliseconds (each step is ten times the last)", stream.steps, lines,
+                  summary.shading(found), log=True, height=190)  # fmt: skip
+    return Figure(chart, "Time a window took. Windows in which candidates run beside what is served take longer.", key)
+
+
+def inline_pictures(examples: Sequence[tuple[str, Tensor | Any]]) -> list[tuple[str, int, list[str]]]:
+    """Per group its name, the width of its pictures, and the pictures as data addresses."""
+    groups = [(story.clip(name, 80), _checked(name, x)[:PICTURES]) for name, x in examples][:GROUPS]
+    for side in (96, 64, 32, 16):
+        made = [(name, [_png(x, side) for x in inputs]) for name, inputs in groups]
+        if sum(len(png) for _, pngs in made for png in pngs) <= PICTURE_BYTES:
+            break
+    return [(name, 64, pngs) for name, pngs in made]
+
+
+def _checked(name: str, x: Any) -> Tensor:
+    if not isinstance(x, Tensor) or x.is_complex():
+        raise DtypeError(f"examples {name!r} are {type(x).__name__}; a tensor [n, 1 or 3, height, width] is needed")
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
+        raise InputError(f"examples {name!r} have shape {tuple(x.shape)}; wanted is [n, 1 or 3, height, width]")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= -1e-4 and high <= 1.0001):
+        raise InputError(f"examples {name!r} are in {low:.3g}..{high:.3g}; wanted is 0..1, before any normalisation")
+    return x.detach().float().cpu()
+
+
+def _png(x: Tensor, side: int) -> str:
+    pixels = (255 * x.clamp(0, 1)).round().byte().permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if max(image.size) > side:
+        image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

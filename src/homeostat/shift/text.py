@@ -1,0 +1,110 @@
+"""Noise in texts: typing errors and lost words, on strings, before they are tokenised.
+
+>>> from homeostat.data.strings import Strings
+>>> CharacterNoise(rate=1.0, kind="delete")(Strings(["abc"])).texts
+('',)
+>>> WordNoise(rate=0.5)(Strings(["the quick brown fox"]), run=Run(seed=2)).texts == ("the quick brown fox",)
+False
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from homeostat.core.errors import DtypeError
+from homeostat.core.run import Run
+from homeostat.core.spec import Fraction, Spec
+from homeostat.data.strings import Strings
+
+NEIGHBORS = {
+    "q": "wa", "w": "qes", "e": "wrd", "r": "etf", "t": "ryg", "y": "tuh", "u": "yij", "i": "uok", "o": "ipl", "p": "o",
+    "a": "qsz", "s": "awdx", "d": "sefc", "f": "drgv", "g": "fthb", "h": "gyjn", "j": "hukm", "k": "jil", "l": "ko",
+    "z": "ax", "x": "zsc", "c": "xdv", "v": "cfb", "b": "vgn", "n": "bhm", "m": "nj",
+}  # fmt: skip
+"""Keys beside each other on a QWERTY keyboard."""
+
+
+class TextShift(Spec, abstract=True):
+    """Base of shifts of `Strings`; what happens to a text is seeded by its id. Labels and ids stay."""
+
+    def __call__(self, texts: Strings, *, run: Run = Run()) -> Strings:
+        """The texts after the shift."""
+        if not isinstance(texts, Strings):
+            raise DtypeError(f"{type(self).__name__} changes homeostat.data.Strings; got a {type(texts).__name__}")
+        seeds = [run.seed_for(type(self).__name__, number) for number in texts.id.tolist()]
+        changed = [self.change(text, random.Random(seed)) for text, seed in zip(texts, seeds, strict=True)]
+        return texts.map(lambda _: changed)
+
+    @abstractmethod
+    def change(self, text: str, draw: random.Random) -> str: ...
+
+
+@dataclass(frozen=True)
+class CharacterNoise(TextShift):
+    """Typing errors: each letter or digit is hit with probability `rate`.
+
+    Attributes:
+        rate: in 0..1.
+        kind: `"swap"` with the next character, `"delete"`, `"insert"` a letter, `"replace"` by a neighbouring key, or
+            `"any"` of these, drawn each time.
+    """
+
+    rate: Fraction = 0.1
+    kind: Literal["any", "swap", "delete", "insert", "replace"] = "any"
+
+    def change(self, text: str, draw: random.Random) -> str:
+        made, at = [], 0
+        while at < len(text):
+            now, after = text[at], text[at + 1 : at + 2]
+            at += 1
+            if not now.isalnum() or draw.random() >= self.rate:
+                made.append(now)
+                continue
+            kind = draw.choice(("swap", "delete", "insert", "replace")) if self.kind == "any" else self.kind
+            if kind == "swap" and after:
+                made += [after, now]
+                at += 1
+            elif kind == "insert":
+                made += [now, draw.choice(NEIGHBORS.get(now.lower(), "e"))]
+            elif kind == "replace":
+                made.append(_like(now, draw.choice(NEIGHBORS.get(now.lower(), "e"))))
+            elif kind == "swap":
+                made.append(now)
+        return "".join(made)
+
+
+@dataclass(frozen=True)
+class WordNoise(TextShift):
+    """Words lost, doubled or swapped, each with probability `rate`; at least one word stays.
+
+    Attributes:
+        rate: in 0..1.
+        kind: `"delete"`, `"double"`, `"swap"` with the next, or `"any"` of these.
+    """
+
+    rate: Fraction = 0.1
+    kind: Literal["any", "delete", "double", "swap"] = "any"
+
+    def change(self, text: str, draw: random.Random) -> str:
+        words = text.split()
+        made, at = list[Any](), 0
+        while at < len(words):
+            now, after = words[at], words[at + 1 : at + 2]
+            at += 1
+            if draw.random() >= self.rate:
+                made.append(now)
+                continue
+            kind = draw.choice(("delete", "double", "swap")) if self.kind == "any" else self.kind
+            if kind == "double":
+                made += [now, now]
+            elif kind == "swap":
+                made += [*after, now]
+                at += len(after)
+        return " ".join(made or words[:1])
+
+
+def _like(model: str, letter: str) -> str:
+    return letter.upper() if model.isupper() else letter
