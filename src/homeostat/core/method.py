@@ -7,7 +7,6 @@ declares, and so keeps undeclared labels out of its reach.
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -215,14 +214,12 @@ def _any_layer(*names: str) -> Callable[[nn.Module], bool]:
     )
 
 
-@functools.cache
-def _norms() -> tuple[str, ...]:
-    return ("_BatchNorm", "GroupNorm", "LayerNorm")
-
-
 TRAITS: dict[str, tuple[Callable[[nn.Module], bool], str]] = {
-    "batchnorm": (_any_layer("_BatchNorm"), "with BatchNorm layers"),
-    "norm": (_any_layer(*_norms()), "with normalisation layers (Batch, Group or Layer)"),
+    "batchnorm": (_any_layer("_BatchNorm", "BlendedBatchNorm"), "with BatchNorm layers"),
+    "norm": (
+        _any_layer("_BatchNorm", "BlendedBatchNorm", "GroupNorm", "LayerNorm"),
+        "with normalisation layers (Batch, Group or Layer)",
+    ),
     "linear": (_any_layer("Linear"), "with a linear layer"),
     "parameters": (lambda model: any(True for _ in model.parameters()), "with parameters"),
 }

@@ -21,5 +21,6 @@ def average_into(teacher: Sequence[Tensor], student: Sequence[Tensor], keep: flo
     >>> slow[0]
     tensor([0.2500, 0.2500])
     """
+    # Not `alpha=1 - keep`, which is fused: rounded as it is written, the result is the usual code's bit for bit.
     torch._foreach_mul_(list(teacher), keep)
-    torch._foreach_add_(list(teacher), list(student), alpha=1 - keep)
+    torch._foreach_add_(list(teacher), torch._foreach_mul(list(student), 1 - keep))

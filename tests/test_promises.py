@@ -1,0 +1,101 @@
+"""Every registered shift, probe and remedy through the public checks: one matrix for all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from homeostat.adapt import BatchNormBlend, PeriodicReset, Tent
+from homeostat.continual import ACIL
+from homeostat.core import spec
+from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
+from homeostat.core.fork import fork
+from homeostat.core.method import Chain, Remedy, Shift
+from homeostat.core.probe import Probe
+from homeostat.core.world import World
+from homeostat.curate import DCC
+from homeostat.fit import Fit, Recipe
+from homeostat.probe import BBSE, FeatureShift
+from homeostat.robust import TRADES
+from homeostat.shift import Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate
+from homeostat.trust import RCT, RSCP
+from homeostat.tune import LoRA
+
+
+def donors() -> World:
+    net, made = small_network(), {}
+    for seed in range(2):
+        other = fork(net, own="*")
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        made[f"donor{seed}"] = other
+    return small_world().replace(models=made)
+
+
+REMEDIES: dict[str, list[Remedy]] = {
+    "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
+    "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
+    "Fit": [
+        Fit(recipe=Recipe(batch=16)),
+        Fit(objective=TRADES(eps=0.05, steps=2), recipe=Recipe(batch=16)),
+        Fit(objective=RCT(draws=2), own="5.*", freeze_stats=True, recipe=Recipe(batch=32)),
+    ],
+    "LoRA": [LoRA(rank=2, convolutions=True)],
+    "PeriodicReset": [PeriodicReset(Tent(), every=2)],
+    "RSCP": [RSCP(draws=8)],
+}
+PROBES: dict[str, list[Probe]] = {
+    "BBSE": [BBSE(soft=True)],
+    "FeatureShift": [FeatureShift(bootstraps=1300, window=24, reference=48)],
+}
+SHIFTS: dict[str, list[Shift]] = {
+    "Corrupt": [Corrupt("gaussian_noise"), Corrupt("glass_blur", 5), Corrupt("spatter", 2)],
+    "DCC": [DCC(ipc=3, outer=2, warm_outer=1, steps=2, epochs=1, width=4, depth=2, batch=8)],
+    "Gradual": [Gradual(Corrupt("fog", 2))],
+    "LabelShift": [LabelShift(), LabelShift((1.0, 2.0, 0.5), size=60)],
+    "Mixed": [Mixed((Corrupt("contrast"), Rotate(10.0)))],
+    "Phases": [Phases((Corrupt("fog", 1), LabelShift()))],
+}
+WORLDS = {"TIES": donors}
+
+
+def cases(kind: type, made: dict) -> list:
+    found = []
+    for cls in spec.registered(kind):
+        if not getattr(cls, "__abstractmethods__", None) and cls.__module__.startswith("homeostat."):
+            found += made.get(cls.__name__) or [cls()]
+    return [pytest.param(case, id=f"{type(case).__name__}-{i}") for i, case in enumerate(found)]
+
+
+@pytest.mark.parametrize("remedy", cases(Remedy, REMEDIES))
+def test_remedies_keep_their_promises(remedy: Remedy):
+    check_remedy(remedy, world=WORLDS.get(type(remedy).__name__, small_world)())
+
+
+@pytest.mark.parametrize("probe", cases(Probe, PROBES))
+def test_probes_keep_their_promises(probe: Probe):
+    check_probe(probe)
+
+
+@pytest.mark.parametrize("shift", cases(Shift, SHIFTS))
+def test_shifts_keep_their_promises(shift: Shift):
+    check_shift(shift, model=small_network())
+
+
+def test_the_first_rows_of_the_catalogue_are_registered_by_id():
+    ids = {cls.card.id for cls in spec.registered(object) if getattr(cls, "card", None)}
+    assert {"S001", "S022", "S037", "S058", "S094", "S110", "S168", "S174", "S249", "S290"} <= ids
+
+
+def test_every_remedy_has_a_card_and_a_docstring_with_its_fields():
+    for cls in spec.registered((Remedy, Probe, Shift)):
+        if cls.__module__.startswith("homeostat.") and not getattr(cls, "__abstractmethods__", None):
+            assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), cls
+
+
+def test_a_network_without_what_a_remedy_needs_is_refused_with_the_reason():
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match="BatchNorm"):
+        BatchNormBlend()(plain)
