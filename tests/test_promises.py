@@ -48,7 +48,7 @@ REMEDIES: dict[str, list[Remedy]] = {
 }
 PROBES: dict[str, list[Probe]] = {
     "BBSE": [BBSE(soft=True)],
-    "FeatureShift": [FeatureShift(bootstraps=1300, window=24, reference=48)],
+    "FeatureShift": [FeatureShift(bootstraps=200, window=48, reference=200)],
 }
 SHIFTS: dict[str, list[Shift]] = {
     "Corrupt": [Corrupt("gaussian_noise"), Corrupt("glass_blur", 5), Corrupt("spatter", 2)],
@@ -58,7 +58,15 @@ SHIFTS: dict[str, list[Shift]] = {
     "Mixed": [Mixed((Corrupt("contrast"), Rotate(10.0)))],
     "Phases": [Phases((Corrupt("fog", 1), LabelShift()))],
 }
-WORLDS = {"TIES": donors}
+
+
+def table() -> World:
+    generator = torch.Generator().manual_seed(0)
+    source, target, held = (torch.randn(count, 4, generator=generator) for count in (300, 100, 100))
+    return World(source=source, target=target, held=held)
+
+
+WORLDS = {"TIES": donors, "FeatureShift": table}
 
 
 def cases(kind: type, made: dict) -> list:
@@ -76,7 +84,7 @@ def test_remedies_keep_their_promises(remedy: Remedy):
 
 @pytest.mark.parametrize("probe", cases(Probe, PROBES))
 def test_probes_keep_their_promises(probe: Probe):
-    check_probe(probe)
+    check_probe(probe, world=WORLDS.get(type(probe).__name__, small_world)())
 
 
 @pytest.mark.parametrize("shift", cases(Shift, SHIFTS))

@@ -13,6 +13,7 @@ from . import shift as shift
 from . import trust as trust
 from . import tune as tune
 from .core.check import check_probe as check_probe, check_remedy as check_remedy, check_shift as check_shift
+from .core.configfile import read_spec as read_spec, write_spec as write_spec
 from .core.data import UNKNOWN as UNKNOWN, Batch as Batch, Data as Data, Joined as Joined, Subset as Subset, Tensors as Tensors, Unlabelled as Unlabelled, as_data as as_data, join as join
 from .core.delta import Delta as Delta, delta as delta
 from .core.fork import fork as fork, targets as targets, unwrap as unwrap, versions as versions

@@ -11,7 +11,18 @@ from collections.abc import Iterable
 
 
 class HomeostatError(Exception):
-    """Root of all errors raised on purpose."""
+    """Root of all errors raised on purpose.
+
+    Attributes:
+        path: where in a configuration the fault lies, as keys and positions from the outside in; empty elsewhere.
+    """
+
+    path: tuple[str | int, ...] = ()
+
+    def at(self, *keys: str | int) -> HomeostatError:
+        """The same error, with `keys` put before its path."""
+        self.path = (*keys, *self.path)
+        return self
 
 
 class InputError(HomeostatError, ValueError):

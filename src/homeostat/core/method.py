@@ -214,10 +214,12 @@ def _any_layer(*names: str) -> Callable[[nn.Module], bool]:
     )
 
 
+_BATCH_NORMS = ("_BatchNorm", "BlendedBatchNorm")
+
 TRAITS: dict[str, tuple[Callable[[nn.Module], bool], str]] = {
-    "batchnorm": (_any_layer("_BatchNorm", "BlendedBatchNorm"), "with BatchNorm layers"),
+    "batchnorm": (_any_layer(*_BATCH_NORMS), "with BatchNorm layers"),
     "norm": (
-        _any_layer("_BatchNorm", "BlendedBatchNorm", "GroupNorm", "LayerNorm"),
+        _any_layer(*_BATCH_NORMS, "GroupNorm", "LayerNorm"),
         "with normalisation layers (Batch, Group or Layer)",
     ),
     "linear": (_any_layer("Linear"), "with a linear layer"),

@@ -32,7 +32,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 
 import annotated_types as at
 
-from homeostat.core.errors import SpecError, UnknownName, nearest
+from homeostat.core.errors import HomeostatError, SpecError, UnknownName, nearest
 
 Positive = Annotated[float, at.Gt(0)]
 NonNegative = Annotated[float, at.Ge(0)]
@@ -73,7 +73,8 @@ class Spec:
             try:
                 fixed = _accept(hint, value)
             except SpecError as error:
-                raise SpecError(f"{type(self).__name__}.{field.name} = {value!r}, but it {error}") from None
+                text = f"{type(self).__name__}.{field.name} = {value!r}, but it {error}"
+                raise SpecError(text).at(field.name) from None
             if fixed is not value:
                 object.__setattr__(self, field.name, fixed)
 
@@ -201,15 +202,21 @@ def from_config(config: Any, kind: type = Spec) -> Any:
         if not (isinstance(config, Mapping) and len(config) == 1):
             raise SpecError(f"an object is a mapping with one name, as in {{PGD: {{eps: 0.03}}}}; got {config!r}")
         ((name, values),) = config.items()
-        cls = find(str(name))
+        try:
+            cls = find(str(name))
+        except UnknownName as error:
+            raise error.at(str(name)) from None
         values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise SpecError(f"{name}: its fields are a mapping; got {values!r}")
         if not (issubclass(cls, Spec) and dataclasses.is_dataclass(cls)):
             raise SpecError(f"{name} is not configurable; it is a {cls.__mro__[1].__name__}")
-        _check_names(cls, values)
         hints = {field.name: hint for field, hint in _hints(cls)}
-        made = cls(**{key: _read(hints[key], value) for key, value in values.items()})
+        try:
+            _check_names(cls, values)
+            made = cls(**{key: _read(hints[key], value, key) for key, value in values.items()})
+        except HomeostatError as error:
+            raise error.at(str(name)) from None
     if not isinstance(made, kind):
         raise SpecError(f"{type(made).__name__} is not a {kind.__name__}")
     return made
@@ -220,14 +227,21 @@ def _check_names(cls: type, values: Mapping[str, Any]) -> None:
     for key in values:
         if key not in known:
             hint = nearest(str(key), known) or f" It has: {', '.join(known) or 'no fields'}."
-            raise SpecError(f"{cls.__name__} has no field {key!r}.{hint}")
+            raise SpecError(f"{cls.__name__} has no field {key!r}.{hint}").at(str(key))
 
 
-def _read(hint: Any, value: Any) -> Any:
+def _read(hint: Any, value: Any, key: str | int) -> Any:
     """JSON lists become tuples, and mappings or names become Specs where the field wants one."""
+    try:
+        return _value(hint, value)
+    except HomeostatError as error:
+        raise error.at(key) from None
+
+
+def _value(hint: Any, value: Any) -> Any:
     if isinstance(value, list):
         inner = [a for h in _options(hint) if get_origin(h) is tuple for a in get_args(h) if a is not Ellipsis]
-        return tuple(_read(inner[min(i, len(inner) - 1)] if inner else Any, item) for i, item in enumerate(value))
+        return tuple(_read(inner[min(i, len(inner) - 1)] if inner else Any, item, i) for i, item in enumerate(value))
     specs = [h for h in _options(hint) if isinstance(h, type) and issubclass(h, Spec)]
     if specs and (isinstance(value, Mapping) or (isinstance(value, str) and str not in _options(hint))):
         return from_config(value, Spec)

@@ -28,7 +28,7 @@ from homeostat.core.weights import check_weights
 from homeostat.core.world import World
 from homeostat.loop.monitor import normalised_entropy
 from homeostat.loop.plan import Plan
-from homeostat.loop.progress import Progress, LoopState
+from homeostat.loop.progress import LoopState, Progress
 from homeostat.loop.repertoire import Repertoire
 from homeostat.loop.store import SWITCHES, Row, Store
 from homeostat.loop.stream import follow

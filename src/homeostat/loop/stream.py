@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def follow(loop: Loop, stream: Data, labels: int) -> Trace:
     """Serve a stream window by window; see `Loop.run`."""
     size, classes = loop.plan.window, loop._before.shape[-1]
-    trace, total = Trace(), -(-len(stream) // size)
+    entries, total = list[Entry](), -(-len(stream) // size)
     for batch in stream.batches(size, start=loop.progress.at * size):
-        step = loop.progress.at
+        step, served = loop.progress.at, loop.progress.served
         shown = torch.full((len(batch),), UNKNOWN)
         if batch.y is not None:
             check_labels(batch.labels, classes, "stream.y", (len(batch),))
@@ -36,8 +36,8 @@ def follow(loop: Loop, stream: Data, labels: int) -> Trace:
                 value = share_right(logits, batch.labels)
                 readings.append(Reading(name, value, unit="fraction", better="higher"))
         where = str(int(batch.meta["phase"][0])) if "phase" in batch.meta else ""
-        trace = trace.add(Entry(step, loop.progress.served, where, tuple(readings)))
+        entries.append(Entry(step, served, where, tuple(readings)))
         seen = {reading.name: reading.value for reading in readings}
-        loop.setup.emit("window", step + 1, total, served=loop.progress.served, **seen)
+        loop.setup.emit("window", step + 1, total, served=served, **seen)
     loop.snapshot()
-    return trace
+    return Trace(tuple(entries))
