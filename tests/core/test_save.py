@@ -59,6 +59,12 @@ def test_torch_layers_need_no_base(tmp_path):
     assert torch.equal(load(tmp_path / "a")(x), net(x))
 
 
+def test_foreign_layers_inside_a_sequence_are_found_in_the_base(tmp_path):
+    net, x = nn.Sequential(Foreign(), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.randn(2, 1, 8, 8)
+    save(net, tmp_path / "a")
+    assert torch.equal(load(tmp_path / "a", base=net)(x), net(x))
+
+
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
     class Tied(Foreign):
         def __init__(self):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from homeostat.core.data import Data
-from homeostat.core.errors import CheckpointError, ModelError, SpecError, nearest
+from homeostat.core.errors import CheckpointError, DtypeError, ModelError, SpecError, nearest
 from homeostat.core.fork import unwrap
 from homeostat.core.part import recipe
 from homeostat.core.run import Run
@@ -121,8 +121,8 @@ class Remedy(Method, abstract=True):
 
     def __call__(
         self,
-        model: nn.Module,
-        world: World = World(),
+        model: nn.Module | Any,
+        world: World | Any = World(),
         *,
         kit: nn.Module | None = None,
         run: Run = Run(),
@@ -140,6 +140,8 @@ class Remedy(Method, abstract=True):
             NonFiniteError: the model's weights hold NaN or infinity.
         """
         model = unwrap(model)
+        if not isinstance(world, World):
+            raise DtypeError(f"the second argument is a World, such as World(target=x); got a {type(world).__name__}")
         check_weights(model)
         seen = self.door(model, world, self.needs())
         if any(need.startswith("held") for need in self.needs()):

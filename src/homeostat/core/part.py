@@ -165,7 +165,9 @@ def _build(node: Any, base: nn.Module | None, here: nn.Module | None) -> nn.Modu
     elif "sequence" in node:
         made = nn.Sequential()
         for name, child in node["sequence"].items():
-            made.add_module(name, _build(child, base, None))
+            # A foreign layer of a sequence is found in the base at the same place.
+            same = getattr(base, name, None) if type(base) is nn.Sequential else base
+            made.add_module(name, _build(child, same, None))
     elif "part" in node:
         cls = spec.find(node["part"])
         if not issubclass(cls, Part):

@@ -195,7 +195,8 @@ def _check(losses: Mapping[str, Tensor], step: int) -> None:
     for name, loss in losses.items():
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
-                f"{name} is {float(loss.detach())} at step {step}; training stopped. Lower the learning rate or check the data"
+                f"{name} is {float(loss.detach())} at step {step}; training stopped. "
+                "Lower the learning rate or check the data"
             )
 
 

@@ -17,23 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import UNKNOWN, Batch, Data, as_data, check_finite, join
-from homeostat.core.errors import InputError, MissingPart, ModelError
+from homeostat.core.errors import InputError, ModelError, StoreError
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.method import Remedy, Shift
+from homeostat.core.online import Online
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
-from homeostat.core.task import Classify
+from homeostat.core.save import content_hash
+from homeostat.core.task import Classify, check_labels
 from homeostat.core.trace import Entry, Trace
 from homeostat.core.weights import check_weights
 from homeostat.core.world import World
 from homeostat.loop.monitor import normalised_entropy
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import LoopState, Progress
-from homeostat.loop.repertoire import Repertoire
+from homeostat.loop.repertoire import Repertoire, labelled_before
 from homeostat.loop.store import SWITCHES, Row, Store
 from homeostat.loop.stream import follow
 from homeostat.loop.trial import judge
-from homeostat.loop.verify import Signs, guard, shadow, share_right
+from homeostat.loop.verify import Signs, attempt, guard, shadow, share_right, sound
 
 
 class Loop:
@@ -49,8 +51,10 @@ class Loop:
         run: seed, watcher, and `scratch` for caches (default: inside the store).
 
     Raises:
-        MissingPart: there are no labelled data from before. StoreError: another process holds the store.
-        ModelError, NonFiniteError: the network is not a classifier, or not sound.
+        MissingPart: there are no labelled data from before.
+        StoreError: another process holds the store, or it was begun with another network.
+        ModelError, NonFiniteError: the network is not a classifier, adapts already, or is not sound.
+        InputError: data from before do not fit the network, or are fewer than 50 samples.
     """
 
     def __init__(
@@ -68,20 +72,24 @@ class Loop:
             raise ModelError(f"the loop serves classifiers; the world's task is {type(world.task).__name__}")
         self.frozen = fork(unwrap(model)).eval()
         check_weights(self.frozen)
-        before = world.calibration if world.calibration is not None else world.source
-        if before is None or not before.has_labels():
-            raise MissingPart("the loop needs labelled data from before: World(source=(x, y)) or calibration=(x, y)")
-        with torch.no_grad():
-            self._before = torch.cat([self.frozen(batch.x) for batch in before.batches(256)])
+        if any(isinstance(module, Online) for module in self.frozen.modules()):
+            raise ModelError("the model adapts while it serves; give the plain network, and its method as a remedy")
+        before = labelled_before(world)
+        self._before = torch.cat([sound(self.frozen, batch, world.task) for batch in before.batches(256)])
         labels = before.load().labels
         world.task.check(self._before, labels, "source.y")
         self.right_before = share_right(self._before, labels)
         self.plan, self.world = plan, world
         self.store = store if isinstance(store, Store) else Store(store)
         self.setup = run if run.scratch is not None else run.replace(scratch=self.store.path / "cache")
-        self.repertoire = Repertoire(remedies, self.frozen, world, before, simulate, plan, self.setup)
         self.trace = Trace()
-        self._start()
+        try:
+            self.repertoire = Repertoire(remedies, self.frozen, world, before, simulate, plan, self.setup)
+            self._start()
+        except BaseException:
+            if self.store is not store:
+                self.store.close()
+            raise
 
     # -- start, snapshot, resume
 
@@ -89,20 +97,23 @@ class Loop:
         self.state, self.progress = LoopState(fork(self.frozen)), Progress(wait=self.plan.retry)
         self.recent: list[Batch] = []
         self._rows: list[Row] = []
+        self._now: tuple[Batch, Tensor, str, float] | None = None
         self.plan.monitor.begin(normalised_entropy(self._before), 1 - self.right_before, self.state.carry)
-        snapshot = self.store.last("snapshot")
+        snapshot, start = self.store.last("snapshot"), self.store.last("start")
+        if start is not None and start.checkpoint != content_hash(self.state.served):
+            raise StoreError(f"{self.store.path} was begun with another network; give that one, or another folder")
         if snapshot is not None:
             self._resume(snapshot)
-        elif self.store.last("start") is None:
+        elif start is None:
             name = self.store.keep(self.state.served)
             said = {"served": "source", "accuracy_before": self.right_before, "plan": self.plan.to_config()}
             self.store.write([Row(0, "start", said, name)])
 
     def _resume(self, row: Row) -> None:
-        state = self.store.load(str(row.checkpoint), base=LoopState(fork(self.frozen)))
+        state = self.store.load(str(row.checkpoint), base=self.frozen)
         assert isinstance(state, LoopState)
         self.state, self.progress = state, Progress.from_dict(row.content)
-        self.recent = state.recent(self.progress.recent)
+        self.recent = state.recent(self.progress.recent, self.repertoire.before.fetch(torch.arange(1)).x)
         for earlier in self.store.rows("decision"):
             if earlier.step < self.progress.at:
                 self._remember(earlier)
@@ -130,20 +141,23 @@ class Loop:
     def predict(self, batch: Batch | Any) -> Tensor:
         """Serve a window: predictions at once, from the served model; an online one learns from the inputs.
 
-        Should the served model give NaN or infinity, the frozen network's predictions are served instead, and `learn`
-        rolls back.
+        Should the served model fail, or give NaN or infinity, the frozen network's predictions are served instead, and
+        `learn` rolls back.
 
         Raises:
-            NonFiniteError: NaN or infinity in the inputs. InputError: an empty window. Nothing changes then.
+            NonFiniteError: NaN or infinity in the inputs, or the frozen network gives them. InputError: an empty
+                window, inputs that the network cannot take, or labels out of range. Nothing changes then.
         """
         made = batch if isinstance(batch, Batch) else as_data(batch).load()
         if len(made) == 0:
             raise InputError("the window is empty; at least one sample is needed")
         check_finite(made.x, "x")
+        if made.y is not None:
+            check_labels(made.labels, self._before.shape[-1], "y", (len(made),))
         began = time.perf_counter()
-        out, failed = shadow(self.state.served, made.replace(y=None)), False
-        if not bool(torch.isfinite(out).all()):
-            out, failed = shadow(self.frozen, made), True
+        out, failed = attempt(self.state.served, made)
+        if out is None:
+            out = sound(self.frozen, made, self.world.task)
         self._now = (made, out, failed, time.perf_counter() - began)
         return out
 
@@ -154,10 +168,17 @@ class Loop:
         return out
 
     def learn(self) -> None:
-        """Everything that follows serving, for the window that was served last."""
-        made, out, failed, seconds = self._now
+        """Everything that follows serving, for the window that was served last.
+
+        Raises:
+            InputError: no window was served since the last call. NonFiniteError: the frozen network, which is the
+                sensor, gives NaN or infinity for it.
+        """
+        if self._now is None:
+            raise InputError("there is no served window to learn from; call predict first")
+        (made, out, failed, seconds), self._now = self._now, None
         now = self.progress
-        frozen = out if now.served == "source" else shadow(self.frozen, made)
+        frozen = out if failed or now.served == "source" else sound(self.frozen, made, self.world.task)
         labels = made.y if isinstance(made.y, Tensor) else torch.full((len(made),), UNKNOWN)
         known = labels != UNKNOWN
         right, frozen_right = (logits.argmax(-1)[known].eq(labels[known]).int() for logits in (out, frozen))
@@ -170,7 +191,7 @@ class Loop:
         self._say("window", said)
         finding = self.plan.monitor.look(entropy, 1 - frozen_right, self.state.carry)
         if failed:
-            self._switch("rollback", "source", fork(self.frozen), "its outputs hold NaN or infinity")
+            self._switch("rollback", "source", fork(self.frozen), failed)
         elif now.phase == "trial":
             self._shadow(made, out, frozen, labels, known)
         elif now.served != "source" and (why := self._breached(out, frozen, frozen_right - right)):
@@ -178,7 +199,7 @@ class Loop:
         elif finding is not None or now.at == now.retry_at:
             self._alarm(finding)
         self.progress.at += 1
-        if self.progress.at % self.plan.snapshot == 0:
+        if self.progress.at % self.plan.snapshot == 0 or any(row.kind in SWITCHES for row in self._rows):
             self.snapshot()
 
     # -- propose and try
@@ -205,8 +226,11 @@ class Loop:
     def _shadow(self, made: Batch, served: Tensor, frozen: Tensor, labels: Tensor, known: Tensor) -> None:
         now = self.progress
         for trial, model in zip(now.trials, self.state.shadows.children(), strict=True):
-            if not trial.refused:
-                trial.see(shadow(model, made.replace(y=None)), served, frozen, labels, known, self.plan.few)
+            if trial.refused:
+                continue
+            out, trial.refused = attempt(model, made)
+            if out is not None:
+                trial.see(out, served, frozen, labels, known, self.plan.few)
         if (done := now.at - now.since) >= self.plan.verify:
             self._decide(final=done >= self.plan.patience)
 
@@ -254,9 +278,9 @@ class Loop:
 
     def _switch(self, kind: str, name: str, model: nn.Module, why: str) -> None:
         now = self.progress
-        checkpoint = self.store.keep(model)
-        self._say(kind, {"from": now.served, "to": name, "why": why}, checkpoint)
-        self.flush()
+        # The row waits for the snapshot that ends this window: both are written at once, so that a resumed process
+        # serves what the journal says is served.
+        self._say(kind, {"from": now.served, "to": name, "why": why}, self.store.keep(model))
         self.state.served, self.state.shadows = model, nn.Sequential()
         self.progress = Progress(now.at, name, diagnosis=now.diagnosis, wait=self.plan.retry)
         self._settle()

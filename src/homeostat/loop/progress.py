@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from homeostat.core.data import Batch
 from homeostat.core.online import Bag
 from homeostat.core.part import Part
+from homeostat.core.tree import Tree, named_leaves
 from homeostat.loop.trial import Trial
 from homeostat.loop.verify import Paired
 
@@ -29,12 +30,21 @@ class LoopState(Part):
         for name in [name for name in self.carry if name.startswith("recent.")]:
             del self.carry[name]
         for i, batch in enumerate(recent):
-            self.carry.put(f"recent.{i}", {"x": batch.x, "y": batch.labels, "id": batch.id})  # type: ignore[dict-item]
+            leaves = dict(named_leaves(batch.x, "x"))
+            self.carry.put(f"recent.{i}", {**leaves, "y": batch.labels, "id": batch.id})
 
-    def recent(self, count: int) -> list[Batch]:
-        """The recent windows that `carry` keeps."""
-        bag = self.carry
-        return [Batch(bag[f"recent.{i}.x"], bag[f"recent.{i}.y"], bag[f"recent.{i}.id"]) for i in range(count)]
+    def recent(self, count: int, like: Tree) -> list[Batch]:
+        """The recent windows that `carry` keeps; `like` has the structure of their inputs."""
+        bags = [self.carry.under(f"recent.{i}") for i in range(count)]
+        return [Batch(_gather(bag, like, "x"), bag["y"], bag["id"]) for bag in bags]
+
+
+def _gather(named: Mapping[str, Tensor], like: Tree, name: str) -> Tree:
+    if isinstance(like, Tensor):
+        return named[name]
+    if isinstance(like, Mapping):
+        return {key: _gather(named, value, f"{name}.{key}") for key, value in like.items()}
+    return tuple(_gather(named, value, f"{name}.{i}") for i, value in enumerate(like))
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from homeostat.core.data import UNKNOWN, Batch, Data, Tensors, join
-from homeostat.core.errors import HomeostatError
+from homeostat.core.errors import InputError, MissingPart
 from homeostat.core.fork import fork
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.online import Online
@@ -20,7 +20,7 @@ from homeostat.core.world import World
 from homeostat.loop.plan import Plan
 from homeostat.loop.propose import fitting
 from homeostat.loop.trial import Trial
-from homeostat.loop.verify import Estimate, calibrate, shadow, share_right
+from homeostat.loop.verify import FAILURES, Estimate, calibrate, shadow, share_right
 
 
 class Repertoire:
@@ -34,12 +34,17 @@ class Repertoire:
         simulate: shifts on which estimates are calibrated; without any there is none.
         plan: the loop's plan.
         run: seed and scratch folder.
+
+    Raises:
+        InputError: there are one or two shifts to simulate; a line needs three and the unshifted data.
     """
 
     def __init__(
         self, remedies: Sequence[Remedy], frozen: nn.Module, world: World, before: Data, simulate: Sequence[Shift],
         plan: Plan, run: Run,
     ):  # fmt: skip
+        if 0 < len(simulate) < 3:
+            raise InputError(f"estimates need at least 3 shifts to simulate; got {len(simulate)}. Give more, or none")
         self.remedies = {_label(remedy, remedies): remedy for remedy in remedies}
         self.frozen, self.world, self.before, self.simulate = frozen, world, before, tuple(simulate)
         self.plan, self.run = plan, run
@@ -68,19 +73,28 @@ class Repertoire:
                     made = self.remedies[trial.name](self.frozen, world, kit=self.kits[trial.name], run=run)
                 for batch in recent if isinstance(made, Online) else ():
                     shadow(made, batch.replace(y=None))
-            except HomeostatError as error:
+            except FAILURES as error:
                 trial.refused = f"it failed: {error}"
             models.append(made)
         return trials, nn.Sequential(*models)
 
     def estimate(self, name: str) -> Estimate:
-        """How a candidate's signs tell its gain; calibrated when first asked for."""
+        """How a candidate's signs tell its gain; calibrated when first asked for.
+
+        Nothing is known of a candidate that fails on simulated shifts, or that a resumed store serves and this loop
+        was not given.
+        """
         if name not in self._estimates:
-            plan = self.plan
-            self._estimates[name] = Estimate(margin=math.inf) if not self.simulate else calibrate(
-                self.remedies[name], self.frozen, self.before, self.simulate, window=plan.window, trial=plan.trial,
-                verify=plan.verify, kit=self.kits[name], task=self.world.task, run=self.run,
-            )  # fmt: skip
+            plan, found = self.plan, Estimate(margin=math.inf)
+            if self.simulate and name in self.remedies:
+                try:
+                    found = calibrate(
+                        self.remedies[name], self.frozen, self.before, self.simulate, window=plan.window,
+                        trial=plan.trial, verify=plan.verify, kit=self.kits[name], task=self.world.task, run=self.run,
+                    )  # fmt: skip
+                except FAILURES as error:
+                    self.run.emit("no estimate", remedy=name, why=str(error))
+            self._estimates[name] = found
         return self._estimates[name]
 
     def loss_before(self, model: nn.Module) -> float:
@@ -100,6 +114,15 @@ class Repertoire:
         if not bool((batch.labels != UNKNOWN).any()):
             target = target.unlabelled()
         return self.world.replace(target=target, held=None)
+
+
+def labelled_before(world: World) -> Data:
+    """The samples from before whose label is known: of `calibration`, or of `source` where there is none."""
+    before = world.calibration if world.calibration is not None else world.source
+    known = before.load().labels != UNKNOWN if before is not None and before.has_labels() else torch.zeros(0)
+    if before is None or not bool(known.any()):
+        raise MissingPart("the loop needs labelled data from before: World(source=(x, y)) or calibration=(x, y)")
+    return before if bool(known.all()) else before[known]
 
 
 def _label(remedy: Remedy, remedies: Sequence[Remedy]) -> str:

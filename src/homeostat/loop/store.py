@@ -20,8 +20,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
-from homeostat.core.errors import CheckpointError, StoreError
-from homeostat.core.save import content_hash, load, save
+from homeostat.core.errors import CheckpointError, MissingExtra, StoreError
+from homeostat.core.save import content_hash, load, read_note, save
 
 _META = sa.MetaData()
 _ROWS = sa.Table(
@@ -49,6 +49,7 @@ class Store:
 
     Raises:
         StoreError: the folder or database cannot be opened or written, or another process holds it.
+        MissingExtra: the driver that `url` names is not installed.
 
     >>> import tempfile
     >>> store = Store(tempfile.mkdtemp())
@@ -72,24 +73,39 @@ class Store:
         except SQLAlchemyError as error:
             self._lock.release()
             raise StoreError(f"the journal of {self.path} cannot be opened: {_first_line(error)}") from None
+        except ImportError as error:
+            self._lock.release()
+            raise MissingExtra(f"the journal's driver is absent ({error}): pip install 'homeostat[postgres]'") from None
 
     def write(self, rows: Sequence[Row]) -> None:
         """Add rows in one transaction; a row that is there already (the same step and kind) is left as it is."""
+        if not rows:
+            return
+        steps = [row.step for row in rows]
+        there = sa.select(_ROWS.c.step, _ROWS.c.kind).where(_ROWS.c.step.between(min(steps), max(steps)))
         try:
             with self.engine.begin() as connection:
+                known, new = {(step, kind) for step, kind in connection.execute(there)}, []
                 for row in rows:
-                    known = sa.select(_ROWS.c.number).where(_ROWS.c.step == row.step, _ROWS.c.kind == row.kind)
-                    if connection.execute(known).first() is None:
+                    if (row.step, row.kind) not in known:
+                        known.add((row.step, row.kind))
                         content = json.dumps(row.content, allow_nan=False)
-                        values = {"step": row.step, "kind": row.kind, "checkpoint": row.checkpoint, "content": content}
-                        connection.execute(_ROWS.insert().values(**values, time=time.time()))
+                        named = {"step": row.step, "kind": row.kind, "checkpoint": row.checkpoint, "content": content}
+                        new.append({**named, "time": time.time()})
+                if new:
+                    connection.execute(_ROWS.insert(), new)
         except SQLAlchemyError as error:
             raise StoreError(f"the journal of {self.path} cannot be written: {_first_line(error)}") from None
 
     def rows(self, *kinds: str) -> Iterator[Row]:
         """Rows in order of step and writing, of these kinds or all."""
-        query = sa.select(_ROWS).order_by(_ROWS.c.step, _ROWS.c.number)
-        query = query.where(_ROWS.c.kind.in_(kinds)) if kinds else query
+        yield from self._read(_of(kinds).order_by(_ROWS.c.step, _ROWS.c.number))
+
+    def last(self, *kinds: str) -> Row | None:
+        """The newest row of these kinds."""
+        return next(self._read(_of(kinds).order_by(_ROWS.c.step.desc(), _ROWS.c.number.desc()).limit(1)), None)
+
+    def _read(self, query: sa.Select[Any]) -> Iterator[Row]:
         try:
             with self.engine.connect() as connection:
                 found = connection.execute(query).all()
@@ -99,12 +115,10 @@ class Store:
             try:
                 content = json.loads(row.content)
             except ValueError:
-                raise StoreError(f"row {row.number} of the journal of {self.path} is corrupt") from None
+                content = None
+            if not isinstance(content, dict):
+                raise StoreError(f"row {row.number} of the journal of {self.path} is corrupt; restore it from a copy")
             yield Row(row.step, row.kind, content, row.checkpoint, row.time)
-
-    def last(self, *kinds: str) -> Row | None:
-        """The newest row of these kinds."""
-        return next(reversed(list(self.rows(*kinds))), None)
 
     def keep(self, model: nn.Module) -> str:
         """Write a checkpoint under its content hash, unless it is there, and return the hash."""
@@ -126,14 +140,21 @@ class Store:
         target = self.path / "checkpoints" / name
         if not target.exists():
             raise CheckpointError(f"checkpoint {name[:12]} is missing from {self.path}; the journal names it")
-        return load(target, base, verify=True)
+        found = load(target, base, verify=True)
+        if (held := read_note(target)["hash"]) != name:
+            raise CheckpointError(f"checkpoint {name[:12]} of {self.path} holds another one, with hash {held[:12]}")
+        return found
 
     def collect(self, keep: Sequence[str]) -> int:
-        """Remove checkpoints that no switch row and none of `keep` names; returns how many."""
+        """Remove checkpoints that neither a switch row nor the last snapshot nor `keep` names; returns how many."""
         named = {row.checkpoint for row in self.rows(*SWITCHES)} | set(keep)
+        if (snapshot := self.last("snapshot")) is not None:
+            named.add(snapshot.checkpoint)
         gone = [p for p in (self.path / "checkpoints").iterdir() if p.name not in named]
         for path in gone:
-            shutil.rmtree(path, ignore_errors=True)
+            # Renamed first: a kill while files vanish must not leave half a checkpoint under a hash that may come back.
+            away = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}"))
+            shutil.rmtree(away, ignore_errors=True)
         return len(gone)
 
     def close(self) -> None:
@@ -197,6 +218,11 @@ def _durable(connection: Any, record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+def _of(kinds: Sequence[str]) -> sa.Select[Any]:
+    query = sa.select(_ROWS)
+    return query.where(_ROWS.c.kind.in_(kinds)) if kinds else query
 
 
 def _first_line(error: Exception) -> str:

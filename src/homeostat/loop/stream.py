@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from homeostat.core.data import UNKNOWN, Data
+from homeostat.core.errors import InputError
 from homeostat.core.reading import Reading
 from homeostat.core.task import check_labels
 from homeostat.core.trace import Entry, Trace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 def follow(loop: Loop, stream: Data, labels: int) -> Trace:
     """Serve a stream window by window; see `Loop.run`."""
+    if labels < 0:
+        raise InputError(f"labels a window are 0 or more; got {labels}")
     size, classes = loop.plan.window, loop._before.shape[-1]
     entries, total = list[Entry](), -(-len(stream) // size)
     for batch in stream.batches(size, start=loop.progress.at * size):
@@ -31,9 +34,9 @@ def follow(loop: Loop, stream: Data, labels: int) -> Trace:
         began = time.perf_counter()
         out = loop.step(batch.replace(y=shown))
         readings = [Reading("seconds", time.perf_counter() - began, unit="s", better="lower")]
-        if batch.y is not None:
+        if batch.y is not None and bool((known := batch.labels != UNKNOWN).any()):
             for name, logits in (("accuracy", out), ("frozen", shadow(loop.frozen, batch))):
-                value = share_right(logits, batch.labels)
+                value = share_right(logits[known], batch.labels[known])
                 readings.append(Reading(name, value, unit="fraction", better="higher"))
         where = str(int(batch.meta["phase"][0])) if "phase" in batch.meta else ""
         entries.append(Entry(step, served, where, tuple(readings)))

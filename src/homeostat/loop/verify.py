@@ -24,15 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import Batch, Data
-from homeostat.core.errors import InputError
+from homeostat.core.errors import CheckpointError, HomeostatError, InputError, NonFiniteError
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.online import Bag, Online
 from homeostat.core.part import recipe
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
 from homeostat.core.spec import digest
+from homeostat.core.task import Task
 from homeostat.core.weights import fingerprint
 from homeostat.core.world import World
+
+FAILURES = (HomeostatError, RuntimeError)
+"""What a candidate may raise without taking the loop down: our errors, and those of PyTorch's operations."""
+
+LARGEST = 1e300
+"""Where a capital stops growing: a smaller capital is still valid evidence, and infinity is no JSON."""
 
 
 @dataclass
@@ -48,7 +55,7 @@ class Paired:
         """Add `[samples]` differences in {-1, 0, 1}; the bet depends on earlier ones alone."""
         for d in differences.tolist():
             bet = min(max((self.total + 0.1) / (self.squares + 1.0), 0.0), 0.75)
-            self.capital *= 1.0 + bet * d
+            self.capital = min(self.capital * (1.0 + bet * d), LARGEST)
             self.count, self.total, self.squares = self.count + 1, self.total + d, self.squares + d * d
 
     @property
@@ -123,11 +130,16 @@ def fit_estimate(signs: Sequence[Signs], gains: Sequence[float]) -> Estimate:
     >>> estimate = fit_estimate(seen, [0.08 * i - 0.02 for i in range(6)])
     >>> abs(estimate.gain(Signs(0.3, 0.15)) - 0.22) < 0.02
     True
+
+    Raises:
+        InputError: fewer than 4 shifts. NonFiniteError: NaN or infinity among signs or gains.
     """
     if len(signs) < 4:
         raise InputError(f"an estimate of gain needs at least 4 simulated shifts; got {len(signs)}")
     x = torch.tensor([[1.0, s.disagreement, s.rise] for s in signs], dtype=torch.float64)
     y = torch.tensor(gains, dtype=torch.float64)
+    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
+        raise NonFiniteError("the candidate's outputs on simulated shifts hold NaN or infinity; nothing can be fitted")
     ridge = torch.diag(torch.tensor([1e-6, 1e-3, 1e-3], dtype=torch.float64)) * len(x)
 
     def line(keep: Tensor) -> Tensor:
@@ -159,19 +171,24 @@ def calibrate(
     """
     key = digest(
         remedy.digest(), fingerprint(model), recipe(model), data.fingerprint(), [s.to_config() for s in shifts],
-        window, trial, verify, run.seed,
+        window, trial, verify, run.seed, None if kit is None else fingerprint(kit),
     )  # fmt: skip
     path = None if run.scratch is None else run.scratch / "estimates" / key
     if path is not None and path.exists():
-        found: Any = load(path)
-        signs = [Signs(*row) for row in found["signs"].tolist()]
-        return fit_estimate(signs, found["gains"].tolist())
+        try:
+            found: Any = load(path)
+            signs = [Signs(*row) for row in found["signs"].tolist()]
+            return fit_estimate(signs, found["gains"].tolist())
+        except CheckpointError:
+            run.emit("estimate unreadable, calibrated again", values={"path": str(path)})
     signs, gains = [], []
     size = window * (trial + verify)
     for number, shift in enumerate([None, *shifts]):
-        order = torch.randperm(len(data), generator=run.rng("simulate", number))
-        part = data[order.repeat(-(-size // len(data)))[:size]]
-        shifted = part if shift is None else shift(part, run=run.replace(seed=run.seed_for("simulate", number)))
+        shifted = data.shuffle(run.rng("simulate", number))
+        if shift is not None:
+            shifted = shift(shifted, run=run.replace(seed=run.seed_for("simulate", number)))
+        # A shift that leaves fewer samples than a trial takes has them come again.
+        shifted = shifted[torch.arange(size) % len(shifted)]
         target = shifted[: window * trial].unlabelled()
         candidate = remedy(model, World(source=data, target=target, calibration=data, task=task), kit=kit, run=run)
         seen, right = [], 0.0
@@ -198,6 +215,28 @@ def shadow(model: nn.Module, batch: Batch) -> Tensor:
         return model.observe(batch)  # type: ignore[return-value]
     with torch.no_grad():
         return model(batch.x)
+
+
+def attempt(model: nn.Module, batch: Batch) -> tuple[Tensor | None, str]:
+    """`shadow` without the labels, or None and why the outputs cannot be used."""
+    try:
+        out = shadow(model, batch.replace(y=None))
+    except FAILURES as error:
+        return None, f"it failed: {error}"
+    return (out, "") if bool(torch.isfinite(out).all()) else (None, "its outputs hold NaN or infinity")
+
+
+def sound(model: nn.Module, batch: Batch, task: Task) -> Tensor:
+    """The logits of the network as deployed, or our error: there is nothing to fall back on."""
+    try:
+        with torch.no_grad():
+            out = model(batch.x)
+    except RuntimeError as error:
+        raise InputError(f"the network cannot take these inputs: {str(error).splitlines()[0]}") from None
+    task.check(out, None)
+    if not bool(torch.isfinite(out).all()):
+        raise NonFiniteError("the network as deployed gives NaN or infinity for these inputs; look at their range")
+    return out
 
 
 def guard(out: Tensor, served: Tensor, few: float) -> str | None:

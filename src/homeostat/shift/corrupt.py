@@ -42,7 +42,8 @@ class Corrupt(Pointwise):
         super().__post_init__()
         if self.name not in (*COMMON, *EXTRA):
             known = (*COMMON, *EXTRA)
-            raise UnknownName(f"no corruption is called {self.name!r}.{nearest(self.name, known)} There are {known}")
+            hint = nearest(self.name, known)
+            raise UnknownName(f"no corruption is called {self.name!r}.{hint} There are {', '.join(known)}")
 
     def identity(self) -> bool:
         return self.severity == 0

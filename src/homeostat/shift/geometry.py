@@ -11,15 +11,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
+import annotated_types as at
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from homeostat.core.data import Batch
+from homeostat.core.data import Batch, check_finite
 from homeostat.core.random import Draw
 from homeostat.core.spec import Positive
 from homeostat.shift.pointwise import Pointwise, images_of
+
+Finite = Annotated[float, at.Gt(-math.inf), at.Lt(math.inf)]
 
 
 class Affine(Pointwise, abstract=True):
@@ -31,18 +35,21 @@ class Affine(Pointwise, abstract=True):
 
     def change(self, batch: Batch, draw: Draw) -> Batch:
         x = images_of(batch, type(self).__name__)
+        check_finite(x, "images")
         height, width = x.shape[2:]
-        theta = self.matrices(draw, height, width).to(x)
+        # Half precision cannot tell the pixels of a large image apart.
+        exact = torch.promote_types(x.dtype, torch.float32)
         # affine_grid counts in half sizes; the matrices count in pixels.
-        half = torch.tensor([width / 2, height / 2], dtype=x.dtype)
-        theta = theta * torch.cat([half, half.new_ones(1)])[None, None] / half[None, :, None]
-        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-        return batch.replace(x=F.grid_sample(x, grid, align_corners=False))
+        half = torch.tensor([width / 2, height / 2], dtype=torch.float64)
+        theta = self.matrices(draw, height, width) * torch.cat([half, half.new_ones(1)]) / half[:, None]
+        grid = F.affine_grid(theta.to(x.device, exact), list(x.shape), align_corners=False)
+        return batch.replace(x=F.grid_sample(x.to(exact), grid, align_corners=False).to(x.dtype))
 
 
 def _amounts(draw: Draw, amount: float, jitter: bool) -> Tensor:
     """`[batch]`: the amount itself, or uniform between minus and plus it."""
-    return amount * (2 * draw.uniform() - 1) if jitter else torch.full((len(draw),), amount)
+    part = 2 * draw.uniform().double() - 1 if jitter else torch.ones(len(draw), dtype=torch.float64)
+    return amount * part
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,11 @@ class Rotate(Affine):
     """Turned about the center.
 
     Attributes:
-        degrees: counter-clockwise.
+        degrees: counter-clockwise as one looks at the image, whose first row is at the top.
         jitter: uniform between minus and plus `degrees`, per sample.
     """
 
-    degrees: float = 15.0
+    degrees: Finite = 15.0
     jitter: bool = False
 
     def identity(self) -> bool:
@@ -72,11 +79,11 @@ class Translate(Affine):
 
     Attributes:
         right, down: in pixels.
-        jitter: uniform between minus and plus these, per sample.
+        jitter: uniform between minus and plus these, per sample, each by itself.
     """
 
-    right: float = 2.0
-    down: float = 0.0
+    right: Finite = 2.0
+    down: Finite = 0.0
     jitter: bool = False
 
     def identity(self) -> bool:
@@ -97,7 +104,7 @@ class Scale(Affine):
         jitter: a factor uniform in the logarithm between 1 / `factor` and `factor`, per sample.
     """
 
-    factor: Positive = 1.2
+    factor: Annotated[Positive, at.Lt(math.inf)] = 1.2
     jitter: bool = False
 
     def identity(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,8 @@ class LabelShift(Shift):
     """Another class balance: samples are drawn so that classes come in the given shares; inputs of a class stay.
 
     Attributes:
-        prior: shares of the classes, any positive numbers; when empty they are drawn from a Dirichlet distribution.
+        prior: a share for each class, 0 or more, in any unit; when empty, the shares of the classes that occur are drawn
+            from a Dirichlet distribution.
         concentration: of that distribution; small is far from balance.
         size: samples drawn, with replacement where a class has too few; 0 takes as many as there are without any.
 
@@ -37,11 +39,14 @@ class LabelShift(Shift):
 
     def apply(self, data: Data, model: nn.Module | None, run: Run) -> Data:
         rows = _by_class(data, "LabelShift")
-        prior = self._shares(len(rows), run)
+        rows += [rows[0][:0]] * (len(self.prior) - len(rows))
         counts = torch.tensor([len(row) for row in rows], dtype=torch.float64)
-        if bool(((prior > 0) & (counts == 0)).any()):
-            raise InputError("a class that the prior wants has no samples in these data")
-        size = self.size or int((counts[prior > 0] / prior[prior > 0]).min())
+        prior = self._shares(counts, run)
+        absent = torch.nonzero((prior > 0) & (counts == 0)).flatten().tolist()
+        if absent:
+            raise InputError(f"the prior has shares for classes {absent}, of which there are no samples; set them to 0")
+        # A whole number may come out of the division a rounding error too small.
+        size = self.size or int((counts[prior > 0] / prior[prior > 0]).min() + 1e-6)
         wanted = _whole(prior * size)
         generator, chosen = run.rng("label-shift"), list[Tensor]()
         for row, count in zip(rows, wanted.tolist(), strict=True):
@@ -51,17 +56,21 @@ class LabelShift(Shift):
         picked = torch.cat(chosen)
         return data[picked[torch.randperm(len(picked), generator=generator)]]
 
-    def _shares(self, classes: int, run: Run) -> Tensor:
+    def _shares(self, counts: Tensor, run: Run) -> Tensor:
         if not self.prior:
-            gamma = torch.full((classes,), self.concentration, dtype=torch.float64)
-            shares = torch._sample_dirichlet(gamma[None], generator=run.rng("label-prior"))[0]
-        elif len(self.prior) < classes:
-            raise InputError(f"the prior has {len(self.prior)} shares; the data have classes up to {classes - 1}")
-        else:
-            shares = torch.tensor(self.prior[:classes], dtype=torch.float64)
-        if float(shares.sum()) <= 0:
-            raise InputError("the prior's shares add up to 0")
-        return shares / shares.sum()
+            drawn, present = torch.zeros_like(counts), counts > 0
+            drawn[present] = _dirichlet(self.concentration, int(present.sum()), run.rng("label-prior"))
+            return drawn
+        if len(self.prior) < len(counts):
+            raise InputError(
+                f"the prior has {len(self.prior)} shares, and the data have classes up to {len(counts) - 1}; "
+                f"give {len(counts)} shares, 0 for classes to leave out"
+            )
+        shares = torch.tensor(self.prior, dtype=torch.float64)
+        total = float(shares.sum())
+        if not 0 < total < math.inf:
+            raise InputError(f"the prior's shares add up to {total:g}; give finite ones, at least one above 0")
+        return shares / total
 
 
 @dataclass(frozen=True)
@@ -88,9 +97,8 @@ class CorrelatedOrder(Shift):
         if self.concentration == 0:
             return data[torch.cat([row[torch.randperm(len(row), generator=generator)] for row in rows])]
         slots: list[list[Tensor]] = [[] for _ in range(self.slots)]
-        gamma = torch.full((1, self.slots), self.concentration, dtype=torch.float64)
         for row in rows:
-            shares = torch._sample_dirichlet(gamma, generator=generator)[0]
+            shares = _dirichlet(self.concentration, self.slots, generator)
             edges = (shares.cumsum(0) * len(row)).round().long().clamp(max=len(row)).tolist()
             mixed, low = row[torch.randperm(len(row), generator=generator)], 0
             for slot, high in zip(slots, [*edges[:-1], len(row)], strict=True):
@@ -104,17 +112,29 @@ def _by_class(data: Data, who: str) -> list[Tensor]:
     """Positions of each class's samples."""
     if not data.has_labels():
         raise MissingPart(f"{who} arranges samples by their labels, and these data have none")
-    y = torch.cat([batch.labels for batch in data.batches(4096)])
+    y = torch.cat([batch.labels for batch in data.batches(4096)]).cpu()
     if y.ndim != 1 or y.is_floating_point():
         raise InputError(f"{who} wants one integer label a sample; got {y.dtype} {tuple(y.shape)}")
     if bool((y == UNKNOWN).any()):
         raise InputError(f"{who} cannot place samples whose label is unknown ({UNKNOWN})")
+    if int(y.min()) < 0:
+        raise InputError(f"{who} wants labels from 0 on; got {int(y.min())}")
     return [torch.nonzero(y == k).flatten() for k in range(int(y.max()) + 1)]
 
 
+def _dirichlet(concentration: float, count: int, generator: torch.Generator) -> Tensor:
+    """Shares of `count` parts, float64, drawn from a symmetric Dirichlet distribution."""
+    # Gamma variables of a small shape a underflow, which would make all shares equal. Gamma(a) is distributed like
+    # Gamma(a + 1) U^(1/a), whose logarithm is safe.
+    a = min(concentration, 1e300)
+    gamma = torch._standard_gamma(torch.full((count,), a + 1, dtype=torch.float64), generator=generator)
+    uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+    return (gamma.log() + uniform.log() / a).softmax(0)
+
+
 def _whole(wanted: Tensor) -> Tensor:
-    """Whole numbers near the wanted ones with the same rounded sum (largest remainders)."""
+    """Whole numbers near the wanted ones with the same rounded sum (largest remainders; of equal ones the first)."""
     low = wanted.floor()
     missing = int(wanted.sum().round() - low.sum())
-    low[(wanted - low).argsort(descending=True)[:missing]] += 1
+    low[(wanted - low).argsort(descending=True, stable=True)[:missing]] += 1
     return low.long()

@@ -33,7 +33,8 @@ class Phases(Shift):
 
     Attributes:
         shifts: one per phase.
-        each: samples a phase; 0 cuts the data into equal parts.
+        each: samples a phase, and samples after the last phase are left out; 0 cuts the data into equal parts, and the
+            last phase also takes what the division leaves over.
         cycles: how often the phases come.
 
     >>> stream = Phases((Clean(), Clean()), cycles=2)(torch.zeros(8, 1))
@@ -56,7 +57,6 @@ class Phases(Shift):
             )
         parts = []
         for phase in range(count):
-            # Without `each` the last phase also takes what the division leaves over.
             end = len(data) if phase + 1 == count and not self.each else (phase + 1) * each
             part = data[phase * each : end]
             shift, seed = self.shifts[phase % len(self.shifts)], run.seed_for("phase", phase)
@@ -123,7 +123,7 @@ class Tagged(Data):
 
     def fetch(self, positions: Tensor) -> Batch:
         batch = self.base.fetch(positions)
-        return batch.replace(meta={**batch.meta, "phase": torch.full((len(batch),), self.phase)})
+        return batch.replace(meta={**batch.meta, "phase": torch.full_like(batch.id, self.phase)})
 
     def has_labels(self) -> bool:
         return self.base.has_labels()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any, Literal
 
 from homeostat.core.errors import DtypeError
@@ -23,8 +24,9 @@ NEIGHBORS = {
     "q": "wa", "w": "qes", "e": "wrd", "r": "etf", "t": "ryg", "y": "tuh", "u": "yij", "i": "uok", "o": "ipl", "p": "o",
     "a": "qsz", "s": "awdx", "d": "sefc", "f": "drgv", "g": "fthb", "h": "gyjn", "j": "hukm", "k": "jil", "l": "ko",
     "z": "ax", "x": "zsc", "c": "xdv", "v": "cfb", "b": "vgn", "n": "bhm", "m": "nj",
+    "1": "2", "2": "13", "3": "24", "4": "35", "5": "46", "6": "57", "7": "68", "8": "79", "9": "80", "0": "9",
 }  # fmt: skip
-"""Keys beside each other on a QWERTY keyboard."""
+"""Keys beside each other on a QWERTY keyboard: letters by letters, digits by digits."""
 
 
 class TextShift(Spec, abstract=True):
@@ -48,8 +50,9 @@ class CharacterNoise(TextShift):
 
     Attributes:
         rate: in 0..1.
-        kind: `"swap"` with the next character, `"delete"`, `"insert"` a letter, `"replace"` by a neighbouring key, or
-            `"any"` of these, drawn each time.
+        kind: `"swap"` with the next character, `"delete"`, `"insert"` a neighbouring key after it, `"replace"` by a
+            neighbouring key, or `"any"` of these, drawn each time. Letters that are not on the keyboard have all of
+            a to z as neighbours.
     """
 
     rate: Fraction = 0.1
@@ -68,9 +71,9 @@ class CharacterNoise(TextShift):
                 made += [after, now]
                 at += 1
             elif kind == "insert":
-                made += [now, draw.choice(NEIGHBORS.get(now.lower(), "e"))]
+                made += [now, _like(now, draw.choice(NEIGHBORS.get(now.lower(), ascii_lowercase)))]
             elif kind == "replace":
-                made.append(_like(now, draw.choice(NEIGHBORS.get(now.lower(), "e"))))
+                made.append(_like(now, draw.choice(NEIGHBORS.get(now.lower(), ascii_lowercase))))
             elif kind == "swap":
                 made.append(now)
         return "".join(made)
@@ -79,6 +82,8 @@ class CharacterNoise(TextShift):
 @dataclass(frozen=True)
 class WordNoise(TextShift):
     """Words lost, doubled or swapped, each with probability `rate`; at least one word stays.
+
+    Words are what white space separates; in texts that change, single spaces come in its place.
 
     Attributes:
         rate: in 0..1.
@@ -103,7 +108,8 @@ class WordNoise(TextShift):
             elif kind == "swap":
                 made += [*after, now]
                 at += len(after)
-        return " ".join(made or words[:1])
+        made = made or words[:1]
+        return text if made == words else " ".join(made)
 
 
 def _like(model: str, letter: str) -> str:

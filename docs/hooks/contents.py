@@ -1,0 +1,71 @@
+"""Fills the pages of `methods/`: public names are read from the packages themselves, so that no page falls behind.
+
+A line `<!-- names: adapt -->` becomes a table of the package's public names, then one section for each module.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).parents[2] / "src" / "homeostat"
+MARK = re.compile(r"^<!-- names: (\w+) -->$", re.MULTILINE)
+KINDS = ("Remedy", "Shift", "Probe", "Objective", "Choose", "Task", "Online", "Part", "Spec", "Data")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs for each page."""
+    return MARK.sub(lambda found: contents(found[1]), markdown)
+
+
+def contents(package: str) -> str:
+    """The table of a package's public names, and a section for each module."""
+    modules = public(package)
+    rows = [row(module, name) for module, names in modules.items() for name in names]
+    wide = any(line[3] or line[4] for line in rows)
+    head = "| name | kind | what it is | id | needs |\n|---|---|---|---|---|\n"
+    table = head if wide else "| name | kind | what it is |\n|---|---|---|\n"
+    table += "".join("| " + " | ".join(line if wide else line[:3]) + " |\n" for line in rows)
+    sections = []
+    for module, names in modules.items():
+        options = ["heading_level: 2", "show_root_full_path: false", f"members: [{', '.join(names)}]"]
+        sections.append(f"::: {module}\n    options:\n" + "".join(f"      {option}\n" for option in options))
+    return "\n".join([table, *sections])
+
+
+def public(package: str) -> dict[str, list[str]]:
+    """Public names by module, in the order of the package's list; those of `core` are `homeostat`'s own."""
+    folder, start = (SOURCE, "core.") if package == "core" else (SOURCE / package, "")
+    found: dict[str, list[str]] = {}
+    for node in ast.parse((folder / "__init__.pyi").read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(start):
+            module = f"homeostat.{node.module}" if package == "core" else f"homeostat.{package}.{node.module}"
+            found.setdefault(module, []).extend(alias.name for alias in node.names)
+    return found
+
+
+def row(module: str, name: str) -> tuple[str, str, str, str, str]:
+    """Link, kind, first sentence, catalogue id and needs of a public name."""
+    thing = getattr(importlib.import_module(module), name)
+    said = (getattr(thing, "__doc__", None) or "").strip().split("\n\n")[0].split("\n")
+    first = (
+        " ".join(line.strip() for line in said).replace("|", "\\|") if not isinstance(thing, str | int | tuple) else ""
+    )
+    kind = "function"
+    if isinstance(thing, type):
+        bases = {base.__name__ for base in thing.__mro__[1:]}
+        kind = next((known.lower() for known in KINDS if known in bases), "class")
+    elif not callable(thing):
+        kind = "constant"
+    card = getattr(thing, "card", None)
+    needs = ", ".join(f"`{need}`" for need in sorted(card.needs | card.prepares)) if card is not None else ""
+    return (
+        f"[{name}][{module}.{name}]",
+        kind,
+        re.split(r"(?<=[.;:]) ", first)[0].rstrip(":;"),
+        card.id if card else "",
+        needs,
+    )

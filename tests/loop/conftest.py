@@ -1,0 +1,115 @@
+"""A problem small enough to run the loop on many times: striped images that a damage to their light makes unreadable.
+
+`killed.py` imports this file too, as a plain module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from homeostat.adapt import BatchNormBlend, Tent
+from homeostat.core.check import small_network
+from homeostat.core.data import Data, Tensors, join
+from homeostat.core.method import Remedy, Shift
+from homeostat.core.run import Run
+from homeostat.core.world import World
+from homeostat.fit import Fit, Recipe
+from homeostat.loop import Loop, Monitor, Plan
+from homeostat.nn.optimizers import Adam
+
+WINDOW = 25
+
+
+@dataclass(frozen=True)
+class LoopTestLight(Shift):
+    """Images times `gain` plus `offset`: what a network with BatchNorm fails on, and batch statistics undo."""
+
+    gain: float = 1.0
+    offset: float = 0.0
+
+    def apply(self, data: Data, model: nn.Module | None, run: Run) -> Data:
+        batch = data.load()
+        return Tensors(batch.x * self.gain + self.offset, batch.y, batch.id, batch.meta)
+
+
+@dataclass(frozen=True)
+class LoopTestOneClass(Shift):
+    """Nothing but class 0, as often as it takes: where the statistics of a batch mislead."""
+
+    def apply(self, data: Data, model: nn.Module | None, run: Run) -> Data:
+        rows = torch.nonzero(data.load().labels == 0).flatten()
+        return data[rows.repeat(-(-len(data) // len(rows)))[: len(data)]]
+
+
+DARK = LoopTestLight(0.4, -0.2)
+SIMULATED = (
+    *(LoopTestLight(g, o) for g, o in ((0.5, -0.2), (0.6, -0.2), (0.4, 0.0), (0.3, 0.1), (1.3, 0.3))),
+    LoopTestOneClass(),
+)
+
+
+def images(count: int, seed: int) -> Tensors:
+    """`[count, 1, 8, 8]` noise with a bright stripe whose place is the class, one of three."""
+    draws = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (count,), generator=draws)
+    x = 0.8 * torch.rand(count, 1, 8, 8, generator=draws)
+    columns = torch.arange(8).expand(count, 1, 8, 8)
+    x += 0.35 * ((columns >= 2 * y.view(-1, 1, 1, 1)) & (columns < 2 * y.view(-1, 1, 1, 1) + 3))
+    return Tensors(x, y)
+
+
+def network() -> nn.Module:
+    recipe = Recipe(epochs=12, batch=50, optimizer=Adam(lr=0.02))
+    return Fit(recipe=recipe)(small_network(), World(source=images(600, 1)), run=Run(seed=3))
+
+
+def stream(phases: Sequence[tuple[Shift, int]], seed: int = 5) -> Tensors:
+    """Phases of so many windows, one after another."""
+    data, parts, low = images(WINDOW * sum(windows for _, windows in phases), seed), [], 0
+    for number, (shift, windows) in enumerate(phases):
+        batch = shift(data[low : low + WINDOW * windows]).load()
+        parts.append(batch.replace(meta={"phase": torch.full((len(batch),), number)}))
+        low += WINDOW * windows
+    made = join(parts)
+    return Tensors(made.x, made.y, meta=made.meta)
+
+
+PLAN = Plan(window=WINDOW, trial=3, verify=2, patience=6, retry=6, snapshot=7, monitor=Monitor(run_length=200, block=5))
+
+
+def loop(
+    folder: Path,
+    net: nn.Module,
+    remedies: Sequence[Remedy] = (BatchNormBlend(blend=0.0), Tent()),
+    *,
+    plan: Plan = PLAN,
+    world: World | None = None,
+    **more: Any,
+) -> Loop:
+    return Loop(net, world or World(source=images(200, 2)), remedies, folder, plan=plan, **more)
+
+
+def told(loop: Loop) -> list[tuple[int, str, str, dict[str, Any]]]:
+    """The journal without what depends on the clock."""
+    loop.flush()
+    return [
+        (row.step, row.kind, row.checkpoint or "", {k: v for k, v in row.content.items() if k != "ms"})
+        for row in loop.store.rows()
+    ]
+
+
+@pytest.fixture(scope="session")
+def problem() -> SimpleNamespace:
+    torch.set_num_threads(1)
+    return SimpleNamespace(
+        net=network(), images=images, stream=stream, loop=loop, told=told, Light=LoopTestLight, PLAN=PLAN, DARK=DARK,
+        SIMULATED=SIMULATED, CLEAN=LoopTestLight(), SORTED=LoopTestOneClass(), WINDOW=WINDOW,
+    )  # fmt: skip
