@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from homeostat.adapt import BatchNormBlend, Tent
 from homeostat.core.check import small_network
 from homeostat.core.data import Data, Tensors, join
+from homeostat.core.fork import fork
 from homeostat.core.method import Remedy, Shift
+from homeostat.core.part import Part
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.fit import Fit, Recipe
@@ -49,11 +51,35 @@ class LoopTestOneClass(Shift):
         return data[rows.repeat(-(-len(data) // len(rows)))[: len(data)]]
 
 
-DARK = LoopTestLight(0.4, -0.2)
+class LoopTestUndo(Part):
+    """A network that sees its inputs less `offset`, over `gain`."""
+
+    def __init__(self, model: nn.Module, gain: float, offset: float):
+        super().__init__()
+        self.model, self.gain, self.offset = model, gain, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x - self.offset) / self.gain)
+
+
+@dataclass(frozen=True)
+class LoopTestUndoing(Remedy):
+    """Undoes one light: perfect there, and harmful anywhere else."""
+
+    gain: float = 0.4
+    offset: float = -0.2
+
+    def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
+        return LoopTestUndo(fork(model), self.gain, self.offset)
+
+
+CLEAN, DARK = LoopTestLight(), LoopTestLight(0.4, -0.2)
 SIMULATED = (
     *(LoopTestLight(g, o) for g, o in ((0.5, -0.2), (0.6, -0.2), (0.4, 0.0), (0.3, 0.1), (1.3, 0.3))),
     LoopTestOneClass(),
 )
+NEAR = tuple(LoopTestLight(g, o) for g, o in ((0.5, -0.2), (0.45, -0.2), (0.6, -0.2), (1.0, 0.05), (1.1, 0.0), (0.9, 0.0)))
+"""Lights on which the estimate tells where `LoopTestUndoing` helps and where it harms."""
 
 
 def images(count: int, seed: int) -> Tensors:
@@ -111,5 +137,5 @@ def problem() -> SimpleNamespace:
     torch.set_num_threads(1)
     return SimpleNamespace(
         net=network(), images=images, stream=stream, loop=loop, told=told, Light=LoopTestLight, PLAN=PLAN, DARK=DARK,
-        SIMULATED=SIMULATED, CLEAN=LoopTestLight(), SORTED=LoopTestOneClass(), WINDOW=WINDOW,
+        SIMULATED=SIMULATED, CLEAN=CLEAN, NEAR=NEAR, Undoing=LoopTestUndoing, WINDOW=WINDOW,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The store: rows once and in order, checkpoints that are what the journal says, one process at a time, plain errors."""
+"""The store: rows once and in order, checkpoints that are what the journal says, one process at a time."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_corrupt_row_is_our_error_that_names_it(store, content):
     store.write([Row(0, "start"), Row(1, "window")])
     change(store, "update journal set content = ? where step = 1", content)
     assert [row.kind for row in store.rows("start")] == ["start"]
-    with pytest.raises(StoreError, match="row 2 .* is corrupt"):
+    with pytest.raises(StoreError, match=r"row 2 .* is corrupt"):
         list(store.rows())
 
 

@@ -53,13 +53,19 @@ def test_the_first_choice_is_the_middle_and_none_repeats():
 def test_few_chosen_sources_beat_random_ones_on_steep_landscapes():
     gains = []
     for seed in range(12):
-        scores = landscape(seed, 1.0)
-        mine = scores[rounds(MBTL(), scores, 5)].max(0).mean()
+        scores = landscape(seed, 4.0)
+        mine = scores[rounds(MBTL(restarts=0), scores, 5)].max(0).mean()
         generator = np.random.default_rng(seed)
         random = np.mean([scores[generator.choice(60, 5, replace=False)].max(0).mean() for _ in range(40)])
         gains.append(mine - random)
     error = np.std(gains, ddof=1) / np.sqrt(len(gains))
     assert np.mean(gains) - 2 * error > 0
+
+
+def test_the_floor_of_far_targets_does_not_flatten_the_slope():
+    distance = np.abs(np.arange(41)[:, None] - np.arange(41)[None]) / 40
+    scores = np.clip(0.8 - 3.0 * distance[[20]], 0, 1)
+    assert np.isclose(estimated_slope(distance, [20], scores), 3.0, rtol=0.02)
 
 
 def test_contexts_of_several_dimensions_are_scaled_each():

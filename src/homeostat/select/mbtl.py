@@ -11,10 +11,14 @@ then trains next where the predicted gain over all variants is largest:
 with mu, sigma `[N]` the process's mean and deviation, and best_j the best performance on target j so far. The first
 choice is the middle variant. Contexts are scaled to 0..1 per dimension.
 
-Defaults: noise 0.1 and the kernel's bounds are the official code's. Two departures from it, both measured to help:
-the process is fitted to centred scores (zero-mean on raw ones makes far tasks look bad), and the slope is estimated
-from the transfers seen (`slope=0`), as a fixed 0.005 a step does badly on steep landscapes. It trusts that performance
-falls with distance; on landscapes without that structure equidistant choices do as well.
+Performances are expected on a scale of about 0..1. Defaults: noise 0.1 and the kernel's bounds are the official code's,
+here for contexts in 0..1 rather than 1..100. Two departures from it: the process is fitted to centred scores (zero-mean
+on raw ones makes far tasks look bad), and the slope is estimated from the nearer transfers seen (`slope=0`), as a fixed
+0.005 a step does badly on steep landscapes.
+
+It helps where performance falls steeply with distance. On 12 made-up landscapes of 60 tasks it was better than random
+choice with 5 trainings at a fall of 2 (+0.05 of a range of 1) and of 4 (+0.06) over the whole range, and no better at
+falls of 0.5 and 1; evenly spaced choices were as good as it or better throughout.
 
 >>> contexts = [(i / 9,) for i in range(10)]
 >>> MBTL()(Trace(), contexts)

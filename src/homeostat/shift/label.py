@@ -21,8 +21,8 @@ class LabelShift(Shift):
     """Another class balance: samples are drawn so that classes come in the given shares; inputs of a class stay.
 
     Attributes:
-        prior: a share for each class, 0 or more, in any unit; when empty, the shares of the classes that occur are drawn
-            from a Dirichlet distribution.
+        prior: a share for each class, 0 or more, in any unit; when empty, the shares of the classes that occur are
+            drawn from a Dirichlet distribution.
         concentration: of that distribution; small is far from balance.
         size: samples drawn, with replacement where a class has too few; 0 takes as many as there are without any.
 

@@ -71,7 +71,7 @@ class CharacterNoise(TextShift):
                 made += [after, now]
                 at += 1
             elif kind == "insert":
-                made += [now, _like(now, draw.choice(NEIGHBORS.get(now.lower(), ascii_lowercase)))]
+                made += [now, draw.choice(NEIGHBORS.get(now.lower(), ascii_lowercase))]
             elif kind == "replace":
                 made.append(_like(now, draw.choice(NEIGHBORS.get(now.lower(), ascii_lowercase))))
             elif kind == "swap":
