@@ -59,9 +59,9 @@ def row(module: str, name: str) -> tuple[str, str, str, str, str]:
         bases = {base.__name__ for base in thing.__mro__[1:]}
         kind = next((known.lower() for known in KINDS if known in bases), "class")
     elif not callable(thing):
-        kind = "constant"
+        kind, first = "constant", f"`{thing}`" if isinstance(thing, int | str) else ""
     card = getattr(thing, "card", None)
-    needs = ", ".join(f"`{need}`" for need in sorted(card.needs | card.prepares)) if card is not None else ""
+    needs = "<br>".join(f"`{need}`" for need in sorted(card.needs | card.prepares)) if card is not None else ""
     return (
         f"[{name}][{module}.{name}]",
         kind,

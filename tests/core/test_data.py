@@ -32,6 +32,12 @@ def test_joined_data_fetch_like_one_tensor(sizes, draw):
     assert Joined(parts).fetch(positions).x.tolist() == positions.float().tolist()
 
 
+def test_fetching_nothing_gives_an_empty_batch():
+    nothing = torch.zeros(0, dtype=torch.long)
+    for data in (numbers(3), numbers(3)[1:], Joined([numbers(2), numbers(3)])):
+        assert len(data.fetch(nothing)) == 0
+
+
 def test_a_subset_of_a_subset_copies_nothing_and_keeps_ids():
     data = numbers(10)
     part = data[2:8][torch.tensor([True, False, True, False, True, False])]

@@ -78,7 +78,9 @@ SIMULATED = (
     *(LoopTestLight(g, o) for g, o in ((0.5, -0.2), (0.6, -0.2), (0.4, 0.0), (0.3, 0.1), (1.3, 0.3))),
     LoopTestOneClass(),
 )
-NEAR = tuple(LoopTestLight(g, o) for g, o in ((0.5, -0.2), (0.45, -0.2), (0.6, -0.2), (1.0, 0.05), (1.1, 0.0), (0.9, 0.0)))
+NEAR = tuple(
+    LoopTestLight(g, o) for g, o in ((0.5, -0.2), (0.45, -0.2), (0.6, -0.2), (1.0, 0.05), (1.1, 0.0), (0.9, 0.0))
+)
 """Lights on which the estimate tells where `LoopTestUndoing` helps and where it harms."""
 
 

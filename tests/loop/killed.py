@@ -19,9 +19,9 @@ LABELS = 8
 
 
 def main(folder: Path, seed: int) -> dict[str, Any]:
-    import conftest as problem
     import torch
 
+    import conftest as problem
     from homeostat.core.errors import StoreError
     from homeostat.core.run import Event, Run
     from homeostat.core.save import content_hash

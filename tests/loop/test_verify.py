@@ -101,6 +101,31 @@ def test_a_real_gain_is_shown(win, lose, labels, power):
     assert reached >= power, reached
 
 
+@pytest.mark.parametrize(("win", "lose"), [(0.5, 0.5), (0.1, 0.1)])
+def test_evidence_watched_without_end_speaks_falsely_after_as_many_windows_as_its_threshold(win, lose):
+    threshold, windows, spoke = 10, 4000, 0
+    for part in drawn(win, lose, 3).flatten()[: 10 * windows].split(10 * 400):
+        watched = Paired()
+        for window in part.split(10):
+            watched.watch(window)
+            if watched.capital >= threshold:
+                watched, spoke = Paired(), spoke + 1
+    assert spoke <= windows / threshold + 3 * math.sqrt(windows / threshold)
+
+
+@pytest.mark.parametrize("good", [0, 20, 500])
+def test_good_times_do_not_delay_the_finding_of_bad_ones(good):
+    draws = drawn(0.35, 0.05, 4).flatten()
+    watched = Paired()
+    for window in -draws[: 10 * good].view(-1, 10):
+        watched.watch(window)
+    late = 0
+    while watched.capital < 500:
+        watched.watch(draws[10_000 + 10 * late :][:10])
+        late += 1
+    assert late <= 8
+
+
 def test_evidence_stays_a_number_that_json_can_hold():
     paired = Paired()
     paired.add(torch.ones(5000, dtype=torch.int))

@@ -66,7 +66,9 @@ def test_shares_that_the_data_have_already_keep_every_sample(shares, times):
     assert sorted(made.id.tolist()) == list(range(len(data)))
 
 
-@pytest.mark.parametrize(("prior", "want"), [((3, 1), [30, 10]), ((1, 3), [10, 30]), ((1, 1), [30, 30]), ((0, 2), [0, 30])])
+@pytest.mark.parametrize(
+    ("prior", "want"), [((3, 1), [30, 10]), ((1, 3), [10, 30]), ((1, 1), [30, 30]), ((0, 2), [0, 30])]
+)
 def test_shares_are_reached_exactly_and_as_large_as_the_scarcest_class_allows(prior, want):
     made = LabelShift(tuple(map(float, prior)))(labelled(30, 30))
     assert counts_of(made, 2) == want
@@ -191,21 +193,20 @@ def test_a_large_concentration_has_as_many_runs_as_a_shuffle():
 
 def test_runs_are_much_longer_than_in_a_shuffle_at_a_tenth_and_grow_as_the_concentration_falls():
     assert mean_runs(0.1, 16) < 0.75 * SHUFFLED
-    assert mean_runs(0.1, 16, slots=100) < 0.5 * SHUFFLED
     assert mean_runs(1e-6, 8) < mean_runs(0.1, 8) < mean_runs(1.0, 8) < mean_runs(1e6, 8)
 
 
-@pytest.mark.parametrize("concentration", [0.1, 1.0])
-def test_the_number_of_runs_is_that_of_classes_spread_by_numpys_dirichlet_distribution(concentration):
+@pytest.mark.parametrize(("concentration", "slots"), [(0.1, 10), (1.0, 10), (0.1, 5), (0.01, 10)])
+def test_the_number_of_runs_is_that_of_classes_spread_by_numpys_dirichlet_distribution(concentration, slots):
     rng, means = np.random.default_rng(0), []
     for _ in range(400):
-        spread = np.rint(60 * rng.dirichlet([concentration] * 10, 10))  # [classes, slots]
+        spread = np.rint(60 * rng.dirichlet([concentration] * slots, 10))  # [classes, slots]
         sizes = np.maximum(spread.sum(0), 1)
         # In a mixed part of n samples, n_k of class k, n - sum n_k^2 / n neighbours differ on average.
         means.append(1 + (sizes - (spread**2).sum(0) / sizes)[spread.sum(0) > 0].sum())
     tolerance = 4 * np.std(means) * math.sqrt(1 / 400 + 1 / 60)
-    # At the edges of the parts up to nine more neighbours differ.
-    assert np.mean(means) - tolerance < mean_runs(concentration, 60) < np.mean(means) + 9 + tolerance
+    # At the edges of the parts a few more neighbours differ.
+    assert np.mean(means) - tolerance < mean_runs(concentration, 60, slots) < np.mean(means) + slots + tolerance
 
 
 def test_at_large_concentrations_every_part_of_the_stream_has_the_whole_balance():
@@ -244,7 +245,7 @@ def test_a_prior_with_too_few_shares_is_refused():
 
 @pytest.mark.parametrize("prior", [(0.0, 0.0), (math.inf, 1.0)])
 def test_a_prior_without_a_finite_positive_sum_is_refused(prior):
-    with pytest.raises(InputError, match="add up to (0|inf)"):
+    with pytest.raises(InputError, match=r"add up to (0|inf);"):
         LabelShift(prior)(labelled(5, 5))
 
 

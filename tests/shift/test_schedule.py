@@ -7,6 +7,7 @@ import torch
 
 from homeostat.core.data import Tensors
 from homeostat.core.errors import InputError, SpecError, UnknownName
+from homeostat.core.random import Draw, seed_for
 from homeostat.core.run import Run
 from homeostat.core.spec import from_config
 from homeostat.shift import Clean, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, Translate
@@ -146,7 +147,6 @@ def test_a_shift_without_a_severity_cannot_grow():
 # ---------------------------------------------------------------------------------------------------------- Mixed
 
 
-
 def test_every_sample_is_exactly_what_one_of_the_shifts_alone_makes_of_it():
     data, shifts = images(60), (FLAT, Rotate(90.0), Translate(2.0))
     made = Mixed(shifts)(data).load()
@@ -183,7 +183,18 @@ def test_what_a_sample_gets_depends_on_its_id_and_the_seed_alone():
     assert not torch.equal(shift(data, run=Run(seed=1)).load().x, whole)
 
 
-def test_two_of_the_same_shift_draw_independently_of_the_choice_among_them():
+def test_shifts_that_draw_do_so_from_a_seed_of_their_own_and_the_samples_id():
+    data, shifts, run = images(20), (NOISE, Corrupt("glass_blur", 3), NOISE), Run(seed=3)
+    made = Mixed(shifts)(data, run=run).load().x
+    seeds = [seed_for(run.seed_for("Mixed"), number) for number in range(3)]
+    alone = torch.stack(
+        [shift.change(data.batch, Draw(seed, data.batch.id)).x for shift, seed in zip(shifts, seeds, strict=True)]
+    )
+    which = (alone == made).flatten(2).all(2)
+    assert which.sum(0).tolist() == [1] * 20 and which.any(1).all()
+
+
+def test_samples_of_equal_content_get_noise_of_their_own_with_the_right_spread():
     same = Tensors(torch.full((200, 1, 8, 8), 0.5))
     made = Mixed((NOISE, NOISE))(same).load().x
     assert len(made.flatten(1).unique(dim=0)) == 200

@@ -95,7 +95,7 @@ def test_rates_and_kinds_that_are_not_there_are_refused(cls):
 @pytest.mark.parametrize(
     ("kind", "text", "want"),
     [
-        ("delete", "abc, 12!", ",  !"),
+        ("delete", "abc, 12!", ", !"),
         ("delete", "", ""),
         ("swap", "abcd", "badc"),
         ("swap", "abc", "bac"),

@@ -251,8 +251,9 @@ class Joined(Data):
     def fetch(self, positions: Tensor) -> Batch:
         which = torch.bucketize(positions, self.edges[1:], right=True)
         present = which.unique().tolist()
-        if len(present) == 1:
-            return self.parts[present[0]].fetch(positions - self.edges[present[0]])
+        if len(present) <= 1:
+            part = present[0] if present else 0
+            return self.parts[part].fetch(positions - self.edges[part])
         rows = [torch.nonzero(which == part).flatten() for part in present]
         pieces = [
             self.parts[part].fetch(positions[row] - self.edges[part]) for part, row in zip(present, rows, strict=True)

@@ -145,8 +145,8 @@ class Loop:
         `learn` rolls back.
 
         Raises:
-            NonFiniteError: NaN or infinity in the inputs, or the frozen network gives them. InputError: an empty
-                window, inputs that the network cannot take, or labels out of range. Nothing changes then.
+            NonFiniteError: NaN or infinity in the inputs, or given by the frozen network.
+            InputError: the window is empty or does not fit, or labels are out of range. Nothing changes then.
         """
         made = batch if isinstance(batch, Batch) else as_data(batch).load()
         if len(made) == 0:
@@ -171,8 +171,8 @@ class Loop:
         """Everything that follows serving, for the window that was served last.
 
         Raises:
-            InputError: no window was served since the last call. NonFiniteError: the frozen network, which is the
-                sensor, gives NaN or infinity for it.
+            InputError: no window was served since the last call.
+            NonFiniteError: the frozen network, which is the sensor, gives NaN or infinity for it.
         """
         if self._now is None:
             raise InputError("there is no served window to learn from; call predict first")
@@ -266,8 +266,8 @@ class Loop:
         now = self.progress
         if why := guard(out, frozen, self.plan.few):
             return why
-        now.breach.add(worse)
-        if now.breach.capital >= 1 / self.plan.alpha:
+        now.breach.watch(worse)
+        if now.breach.capital >= self.plan.monitor.run_length:
             return f"the frozen network is better by {now.breach.mean:.1%} on {now.breach.count} labels"
         estimate = self.repertoire.estimate(now.served)
         below = estimate.margin < math.inf and estimate.gain(Signs.of(out, frozen)) < 0
@@ -278,8 +278,7 @@ class Loop:
 
     def _switch(self, kind: str, name: str, model: nn.Module, why: str) -> None:
         now = self.progress
-        # The row waits for the snapshot that ends this window: both are written at once, so that a resumed process
-        # serves what the journal says is served.
+        # Written with the snapshot that ends this window, so that a resumed process serves what the journal says.
         self._say(kind, {"from": now.served, "to": name, "why": why}, self.store.keep(model))
         self.state.served, self.state.shadows = model, nn.Sequential()
         self.progress = Progress(now.at, name, diagnosis=now.diagnosis, wait=self.plan.retry)
@@ -337,7 +336,9 @@ class Loop:
 
     def close(self) -> None:
         """Write what waits and let go of the store."""
-        self.flush()
+        # A switch waits only where its snapshot could not be written: it did not happen, and will be decided again.
+        if not any(row.kind in SWITCHES for row in self._rows):
+            self.flush()
         self.store.close()
 
     def __enter__(self) -> Loop:

@@ -59,7 +59,7 @@ class Progress:
         trials: candidates in shadow, in the order of `LoopState.shadows`.
         diagnosis: of the last alarm.
         retry_at, wait: window at which a rejected trial is repeated, and how long the next wait is.
-        breach: labelled evidence that the frozen network is better than what is served.
+        breach: labelled evidence that the frozen network is now better than what is served.
         low: windows in a row with a negative estimated gain.
         recent: how many recent windows there are.
     """

@@ -58,6 +58,16 @@ class Paired:
             self.capital = min(self.capital * (1.0 + bet * d), LARGEST)
             self.count, self.total, self.squares = self.count + 1, self.total + d, self.squares + d * d
 
+    def watch(self, differences: Tensor) -> None:
+        """Add a window to evidence that is gathered without end, for a change that may come at any time.
+
+        Evidence that speaks against is dropped (e-CUSUM over windows), so that good times do not delay the finding of
+        bad ones. While there is no gain, `capital` reaches c after c windows on average, or later.
+        """
+        self.add(differences)
+        if self.capital <= 1 or self.total <= 0:
+            self.capital, self.count, self.total, self.squares = 1.0, 0, 0.0, 0.0
+
     @property
     def mean(self) -> float:
         """Mean difference so far, 0 before any."""

@@ -32,8 +32,8 @@ NEIGHBORS = {
 class TextShift(Spec, abstract=True):
     """Base of shifts of `Strings`; what happens to a text is seeded by its id. Labels and ids stay."""
 
-    def __call__(self, texts: Strings, *, run: Run = Run()) -> Strings:
-        """The texts after the shift."""
+    def __call__(self, texts: Any, *, run: Run = Run()) -> Strings:
+        """The texts, which are `Strings`, after the shift."""
         if not isinstance(texts, Strings):
             raise DtypeError(f"{type(self).__name__} changes homeostat.data.Strings; got a {type(texts).__name__}")
         seeds = [run.seed_for(type(self).__name__, number) for number in texts.id.tolist()]
