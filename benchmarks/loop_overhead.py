@@ -2,7 +2,7 @@
 
     python benchmarks/loop_overhead.py                 # 400 windows of 100
     python benchmarks/loop_overhead.py --labels 10     # ten labels come with each window
-    python benchmarks/loop_overhead.py --width 8       # a network a third as dear: the loop weighs more
+    python benchmarks/loop_overhead.py --width 8       # a cheaper network: the loop weighs more
     python benchmarks/loop_overhead.py --profile       # and where the loop's own time goes
 
 A ResNet-8 of width 16 serves Fashion-MNIST-shaped images, drawn anew for each window from what the monitor was

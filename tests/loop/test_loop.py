@@ -405,6 +405,19 @@ def test_a_commit_is_in_the_journal_only_together_with_the_state_that_serves_it(
         assert last.progress.served == "BatchNormBlend" and content_hash(last.state.served) == commit.checkpoint
 
 
+def test_a_commit_serves_on_when_the_process_ends_right_after_it(problem, drift, tmp_path):
+    plan = problem.PLAN.replace(snapshot=1000)
+    loop = problem.loop(tmp_path, problem.net, (BLEND,), plan=plan)
+    for batch in drift.batches(problem.WINDOW):
+        loop.step(batch)
+        if loop.progress.served == "BatchNormBlend":
+            break
+    loop.store.close()  # as a kill would: what waits in memory is not written
+    with problem.loop(tmp_path, problem.net, (BLEND,), plan=plan) as again:
+        assert again.progress.served == "BatchNormBlend" and again.progress.at == loop.progress.at
+        assert same_tensors(again.state, loop.state) and len(rows(again, "commit")) == 1
+
+
 def test_a_network_of_a_foreign_class_that_takes_a_tree_is_served_committed_and_resumed(problem, tmp_path):
     def tree(x: Tensor) -> dict[str, Any]:
         return {"image": x, "more": (torch.zeros(len(x), 1),)}

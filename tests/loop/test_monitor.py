@@ -121,7 +121,8 @@ def test_a_shift_of_the_mean_is_found_within_so_many_windows(mean, kind, within)
         late, finding = found[0]
         assert finding.kind == kind and finding.detected and abs(finding.effect - abs(mean - CENTER)) < 0.15
         # Evidence may have begun to gather by chance before the shift.
-        assert 1 <= finding.since <= late + 10 and 0 < finding.p_value <= 1 / (3 * 500 * 2)
+        assert finding.since is not None and 1 <= finding.since <= late + 10
+        assert finding.p_value is not None and 0 < finding.p_value <= 1 / (3 * 500 * 2)
 
 
 def test_labels_that_disagree_raise_the_alarm_though_the_entropy_stays():

@@ -34,12 +34,13 @@ def content_hash(model: nn.Module) -> str:
     return digest(recipe(model), fingerprint(model), hash_tensors(carried(model)))
 
 
-def save(model: nn.Module, path: str | Path) -> str:
+def save(model: nn.Module, path: str | Path, *, name: str | None = None) -> str:
     """Write a model as a checkpoint folder, atomically, and return its content hash.
 
     Args:
         model: any module. Foreign classes can be saved; loading them needs `load(path, base=net)`.
         path: the folder; an existing checkpoint there is replaced.
+        name: the content hash, where the caller has just taken it.
 
     Raises:
         CheckpointError: something that is not a checkpoint is in the way.
@@ -56,7 +57,7 @@ def save(model: nn.Module, path: str | Path) -> str:
         state = _untied(carried(model), tied)
         if state:
             _write(staging / "carry.safetensors", state)
-        name = content_hash(model)
+        name = content_hash(model) if name is None else name
         frozen = [n for n, parameter in model.named_parameters() if not parameter.requires_grad]
         note = {"format": FORMAT, "hash": name, "recipe": recipe(model), "tied": tied, "frozen": frozen}
         write_synced(staging / "model.json", json.dumps(note, indent=1).encode())

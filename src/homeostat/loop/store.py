@@ -126,7 +126,7 @@ class Store:
         target = self.path / "checkpoints" / name
         if not target.exists():
             try:
-                save(model, target)
+                save(model, target, name=name)
             except OSError as error:
                 raise StoreError(f"checkpoint {name[:12]} cannot be written: {error}") from None
         return name
