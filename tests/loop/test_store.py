@@ -62,12 +62,10 @@ def test_rows_come_back_in_order_of_step_then_of_writing_with_their_content(stor
     assert last is not None and last.step == 2 and store.last("commit") is None
 
 
-def test_a_row_is_written_once_whatever_is_written_later(store):
-    store.write([Row(3, "commit", {"to": "A"}, "aaa"), Row(3, "commit", {"to": "B"}, "bbb")])
-    store.write([Row(3, "commit", {"to": "C"}), Row(3, "alarm", {"to": "D"})])
-    assert [(r.kind, r.content["to"], r.checkpoint) for r in store.rows()] == [
-        ("commit", "A", "aaa"), ("alarm", "D", None),
-    ]  # fmt: skip
+def test_a_repeated_row_is_written_once_and_another_of_the_same_window_is_kept(store):
+    store.write([Row(3, "window", {"entropy": 0.2, "ms": 4.1}), Row(3, "window", {"entropy": 0.2, "ms": 9.75e-05})])
+    store.write([Row(3, "window", {"entropy": 0.2, "ms": 5.0}), Row(3, "window", {"entropy": 0.3, "ms": 4.1})])
+    assert [row.content for row in store.rows()] == [{"entropy": 0.2, "ms": 4.1}, {"entropy": 0.3, "ms": 4.1}]
 
 
 def test_rows_of_one_call_are_written_together_or_not_at_all(store):

@@ -30,7 +30,9 @@ def linear(weight: list[float]) -> nn.Module:
 def test_on_a_linear_model_the_attack_is_the_closed_form(norm):
     weight = [3.0, -4.0]
     x = torch.full((5, 1, 1, 2), 0.5)
-    found = PGD(eps=0.1, norm=norm, steps=20, start=False)(Tensors(x, torch.zeros(5).long()), model=linear(weight)).load().x
+    found = (
+        PGD(eps=0.1, norm=norm, steps=20, start=False)(Tensors(x, torch.zeros(5).long()), model=linear(weight)).load().x
+    )
     direction = torch.tensor([1.0, -1.0]) if norm == "inf" else torch.tensor([0.6, -0.8])
     assert torch.allclose(found.flatten(1), 0.5 + 0.1 * direction.expand(5, 2), atol=1e-4)
 

@@ -190,12 +190,11 @@ class Loop:
             said |= {"labels": count, "right": int(right.sum()), "frozen_right": int(frozen_right.sum())}
         self._say("window", said)
         finding = self.plan.monitor.look(entropy, 1 - frozen_right, self.state.carry)
-        if failed:
-            self._switch("rollback", "source", fork(self.frozen), failed)
+        # A breach ends a trial too: what is served is watched whatever else goes on.
+        if now.served != "source" and (why := failed or self._breached(out, frozen, frozen_right - right)):
+            self._switch("rollback", "source", fork(self.frozen), why)
         elif now.phase == "trial":
             self._shadow(made, out, frozen, labels, known)
-        elif now.served != "source" and (why := self._breached(out, frozen, frozen_right - right)):
-            self._switch("rollback", "source", fork(self.frozen), why)
         elif finding is not None or now.at == now.retry_at:
             self._alarm(finding)
         self.progress.at += 1
@@ -239,7 +238,7 @@ class Loop:
     def _decide(self, final: bool) -> None:
         now, plan, known = self.progress, self.plan, self.repertoire
         models = dict(zip((t.name for t in now.trials), self.state.shadows.children(), strict=True))
-        alpha = plan.alpha / max(1, sum(not t.refused for t in now.trials))
+        alpha = plan.alpha / len(now.trials)
         verdicts = [
             judge(
                 trial, known.estimate(trial.name), known.estimate(now.served), wanted=plan.gain, alpha=alpha,

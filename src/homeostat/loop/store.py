@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +33,8 @@ _ROWS = sa.Table(
     sa.Column("checkpoint", sa.String(64)),
     sa.Column("time", sa.Float, nullable=False),
     sa.Column("content", sa.Text, nullable=False),
-    sa.UniqueConstraint("step", "kind", name="once"),
+    sa.Index("at", "step", "kind"),
 )  # fmt: skip
-_OWNER = sa.Table("owner", _META, sa.Column("key", sa.String(32), primary_key=True), sa.Column("value", sa.Text))
 
 SWITCHES = ("start", "commit", "rollback")
 """Kinds of row that say which checkpoint is served from then on."""
@@ -78,18 +78,23 @@ class Store:
             raise MissingExtra(f"the journal's driver is absent ({error}): pip install 'homeostat[postgres]'") from None
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Add rows in one transaction; a row that is there already (the same step and kind) is left as it is."""
+        """Add rows in one transaction; a row that is there already is left as it is.
+
+        Rows are the same when step, kind and content are, the time it took (`"ms"`) aside. So a resumed run that repeats
+        windows adds nothing, and one that meets other windows under the same numbers loses nothing.
+        """
         if not rows:
             return
         steps = [row.step for row in rows]
-        there = sa.select(_ROWS.c.step, _ROWS.c.kind).where(_ROWS.c.step.between(min(steps), max(steps)))
+        columns = (_ROWS.c.step, _ROWS.c.kind, _ROWS.c.content)
+        there = sa.select(*columns).where(_ROWS.c.step.between(min(steps), max(steps)))
         try:
             with self.engine.begin() as connection:
-                known, new = {(step, kind) for step, kind in connection.execute(there)}, []
+                known, new = {(step, kind, _timeless(text)) for step, kind, text in connection.execute(there)}, []
                 for row in rows:
-                    if (row.step, row.kind) not in known:
-                        known.add((row.step, row.kind))
-                        content = json.dumps(row.content, allow_nan=False)
+                    content = json.dumps(row.content, allow_nan=False)
+                    if (key := (row.step, row.kind, _timeless(content))) not in known:
+                        known.add(key)
                         named = {"step": row.step, "kind": row.kind, "checkpoint": row.checkpoint, "content": content}
                         new.append({**named, "time": time.time()})
                 if new:
@@ -223,6 +228,10 @@ def _durable(connection: Any, record: Any) -> None:
 def _of(kinds: Sequence[str]) -> sa.Select[Any]:
     query = sa.select(_ROWS)
     return query.where(_ROWS.c.kind.in_(kinds)) if kinds else query
+
+
+def _timeless(content: str) -> str:
+    return re.sub(r'"ms": [0-9.e+-]+', "", content)
 
 
 def _first_line(error: Exception) -> str:
