@@ -80,8 +80,8 @@ class Store:
     def write(self, rows: Sequence[Row]) -> None:
         """Add rows in one transaction; a row that is there already is left as it is.
 
-        Rows are the same when step, kind and content are, the time it took (`"ms"`) aside. So a resumed run that repeats
-        windows adds nothing, and one that meets other windows under the same numbers loses nothing.
+        Rows are the same when step, kind and content are, the time it took (`"ms"`) aside. So a resumed run that
+        repeats windows adds nothing, and one that meets other windows under the same numbers loses nothing.
         """
         if not rows:
             return
