@@ -14,6 +14,7 @@ from homeostat.core.reading import Reading
 from homeostat.core.run import Run
 from homeostat.core.watched import CheckFailed
 from homeostat.core.world import World
+from homeostat.nn.norms import blend_batchnorm
 
 
 class CountingOnline(Online):
@@ -54,6 +55,8 @@ class Count(Remedy, register=False):
                 model[5].bias += 1
         if self.fault == "train":
             model.train()
+        if self.fault == "coupled":
+            return blend_batchnorm(model)
         if self.fault == "seed":
             made = CountingOnline(model)
             with torch.no_grad():
@@ -77,6 +80,7 @@ def test_a_sound_online_remedy_passes_its_checks():
         (faulty("train"), r"train\(\) flags stay"),
         (faulty("seed"), "same seed gives the same result"),
         (faulty("impure"), "forward changes nothing"),
+        (faulty("coupled"), "does not depend on its batch"),
         (faulty("forgets"), r"after reset\(\)"),
         (faulty("", needs=frozenset({"source.y"})), "source.y is declared and never read"),
         (faulty("", needs=frozenset({"held.x"})), "held"),

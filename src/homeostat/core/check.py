@@ -76,10 +76,10 @@ def check_remedy(
     """Check a remedy's promises on a small network and world, or on yours.
 
     The given model stays untouched bit for bit, with its flags and hooks; the result is in evaluation mode, pure in
-    `forward`, serves a batch of one and a short batch, survives save and load with equal outputs, is the same for the
-    same seed, keeps the dtype; what is declared is what is read; NaN weights, missing parts and (online) NaN or empty
-    batches are refused with our errors; an online model resets and restores exactly, and continues after save and load
-    as if it had not stopped.
+    `forward`, serves a batch of one and a short batch (with the same outputs, unless its card says `batch_coupled`),
+    survives save and load with equal outputs, is the same for the same seed, keeps the dtype; what is declared is what
+    is read; NaN weights, missing parts and (online) NaN or empty batches are refused with our errors; an online model
+    resets and restores exactly, and continues after save and load as if it had not stopped.
 
     Args:
         remedy: the object to check.
@@ -119,6 +119,8 @@ def check_remedy(
         for size in (1, 3):
             part = result(map_tree(lambda t, n=size: t[:n], x))
             broken.unless(length(part) == size, f"{size} inputs give {size} outputs")
+            alone = _close(part, map_tree(lambda t, n=size: t[:n], out))
+            broken.unless(alone or remedy.batch_coupled(), "a sample's output does not depend on its batch")
         now = versions(result)
         broken.unless(same(out, result(x)) and versions(result) == now, "forward changes nothing")
         with torch.inference_mode():

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from homeostat.core.errors import DtypeError, InputError, MissingPart, NonFiniteError
 from homeostat.core.spec import digest
-from homeostat.core.tree import Tree, cat, leaves, length, map_tree, named_leaves
+from homeostat.core.tree import Tree, cat, length, map_tree, named_leaves
 
 UNKNOWN = -100
 """The label of a sample whose label is not known (PyTorch's `ignore_index`); float targets use NaN."""
@@ -340,8 +340,3 @@ def check_finite(tree: Tree, name: str) -> None:
             raise NonFiniteError(
                 f"{leaf_name} holds {bad} values that are NaN or infinite; clean them or drop the samples"
             )
-
-
-def devices(tree: Tree) -> set[torch.device]:
-    """The devices a tree's leaves lie on."""
-    return {leaf.device for leaf in leaves(tree)}

@@ -66,6 +66,11 @@ class Method(Spec, abstract=True):
         """What `prepare` needs."""
         return self.card.prepares
 
+    def batch_coupled(self) -> bool:
+        """Whether a sample's output depends on its batch: the card's word, or that of a method among the fields."""
+        inner = [v for value in self.fields().values() for v in (value if isinstance(value, tuple) else (value,))]
+        return self.card.batch_coupled or any(v.batch_coupled() for v in inner if isinstance(v, Method))
+
     def prepare(self, model: nn.Module | None, world: World, run: Run) -> nn.Module | None:
         """Fit what the method needs before deployment; the default needs nothing."""
         return None

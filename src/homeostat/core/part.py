@@ -25,7 +25,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from homeostat.core import spec
-from homeostat.core.errors import CheckpointError, MissingExtra, ModelError, SpecError
+from homeostat.core.errors import CheckpointError, MissingExtra, SpecError
 from homeostat.core.fork import fork
 
 _building = threading.local()
@@ -281,15 +281,3 @@ class _Initialising:
 
     def __exit__(self, *error: object) -> None:
         _building.fill -= 1
-
-
-def width(model: nn.Module) -> int | None:
-    """Outputs of the last linear layer, or None when there is none."""
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    return linear[-1].out_features if linear else None
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ModelError` with the message unless the condition holds."""
-    if not condition:
-        raise ModelError(message)

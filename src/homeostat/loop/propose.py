@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from homeostat.core.errors import HomeostatError
-from homeostat.core.method import Remedy
+from homeostat.core.method import Kind, Remedy
 from homeostat.core.run import Run
 from homeostat.core.spec import NonNegative
 from homeostat.core.trace import Choose, Trace
@@ -37,10 +37,19 @@ class ByRecord(Choose):
         return max(range(len(options)), key=lambda i: (record(options[i]), -i))
 
 
+DRIFT: frozenset[Kind] = frozenset({"covariate", "label", "subgroup", "concept", "novel-class", "correlated"})
+"""Kinds of shift that an alarm of the monitor may stand for."""
+
+
 def fitting(remedies: Sequence[Remedy], world: World, kits: Sequence[bool]) -> list[int]:
-    """Indices of the remedies whose needs this world meets (those with a kit need nothing more to prepare)."""
+    """Indices of the remedies that are for a drift and whose needs this world meets.
+
+    A card that names no kind is for any. A remedy with a kit needs nothing more to prepare.
+    """
     found = []
     for index, (remedy, ready) in enumerate(zip(remedies, kits, strict=True)):
+        if remedy.card.handles and not remedy.card.handles & DRIFT:
+            continue
         try:
             world.check(remedy.needs() | (frozenset() if ready else remedy.prepares()), type(remedy).__name__)
         except HomeostatError:
