@@ -13,7 +13,7 @@ with the same number of threads. Three things of the loop are timed:
 - served: `Loop.predict`, what the caller waits for;
 - step: `Loop.step`, that is `predict` and then `learn`, in one window;
 - run: the same with journal and snapshots shared out: the loop's and the plain network's seconds are each summed over a
-  block of windows that ends with a snapshot (every 20 windows) before the ratio is taken.
+  block of windows that ends with a snapshot (every `Plan.snapshot` windows) before the ratio is taken.
 
 A ratio is the median over windows (or blocks) of loop / plain, in wall and in CPU time; waiting for the disk is in the
 first alone. It is followed by the middle half of the ratios, then p95 and median of the seconds in ms. Peak memory is

@@ -270,6 +270,8 @@ class Loop:
             return f"the frozen network is better by {now.breach.mean:.1%} on {now.breach.count} labels"
         estimate = self.repertoire.estimate(now.served)
         below = estimate.margin < math.inf and estimate.gain(Signs.of(out, frozen)) < 0
+        # Labels that came in this window and speak for what is served outweigh an estimate that speaks against it.
+        below = below and int(worse.sum()) >= 0
         now.low = now.low + 1 if below else 0
         if now.low >= self.plan.verify:
             return f"its estimated gain over the frozen network was negative for {now.low} windows"

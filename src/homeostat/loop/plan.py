@@ -40,6 +40,6 @@ class Plan(Spec):
     few: Fraction = 0.5
     anchor: Fraction = 0.25
     retry: Count = 20
-    snapshot: Count = 20
+    snapshot: Count = 50
     monitor: Monitor = Monitor()
     proposer: Choose = ByRecord()
