@@ -210,5 +210,5 @@ def test_none_to_mix_is_the_identity():
 def test_only_shifts_of_single_samples_of_one_tensor_can_be_mixed():
     with pytest.raises(SpecError, match=r"Mixed\.shifts"):
         Mixed((LabelShift(),))
-    with pytest.raises(InputError, match="Mixed changes one tensor of inputs"):
+    with pytest.raises(InputError, match="Mixed wants one tensor of floating inputs"):
         Mixed((FLAT,))({"image": torch.rand(2, 1, 8, 8)}).load()

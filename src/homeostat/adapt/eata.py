@@ -97,11 +97,6 @@ class EATAOnline(Online):
         for name in ("seen", "reliable", "used"):
             self.carry[name] = torch.tensor(0)
 
-    def reset(self) -> None:
-        fisher = self.carry.under("fisher")
-        super().reset()
-        self.carry.put("fisher", fisher)
-
     def adapt(self, batch: Batch) -> Tensor:
         replay = None
         if self.backward == "subset":
@@ -205,4 +200,5 @@ class EATA(Remedy):
         )
         if self.fisher_alpha > 0:
             made.carry.put("fisher", {name: kit[name].clone() for name in kit})
+            made.mark()
         return made

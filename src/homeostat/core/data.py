@@ -331,6 +331,14 @@ def hash_tensor(sha: Any, name: str, tensor: Tensor) -> None:
     sha.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
+def floating(x: Any, who: str) -> Tensor:
+    """The inputs as one floating tensor, or an error that names who wants it so."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(f"{who} wants one tensor of floating inputs; these are {found}")
+    return x
+
+
 def check_finite(tree: Tree, name: str) -> None:
     """Raise `NonFiniteError` when a floating leaf holds NaN or infinity."""
     for leaf_name, leaf in named_leaves(tree, name):

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homeostat.core.data import Data, Tensors, join
-from homeostat.core.errors import InputError, MissingPart
+from homeostat.core.data import Data, Tensors, floating, join
+from homeostat.core.errors import MissingPart
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.method import Card, Shift
 from homeostat.core.random import Draw
@@ -113,9 +113,7 @@ class PGD(Shift):
             return data
         net, attacked = fork(unwrap(model)).eval().requires_grad_(False), []
         for piece in data.batches(self.batch):
-            x = piece.x
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                raise InputError("PGD moves one tensor of floating inputs; these are a tree or integers")
+            x = floating(piece.x, "PGD")
 
             def loss(x: Tensor, y: Tensor = piece.labels) -> Tensor:
                 return F.cross_entropy(net(x), y, reduction="none")

@@ -29,8 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homeostat.core.data import Batch
-from homeostat.core.errors import InputError
+from homeostat.core.data import Batch, floating
 from homeostat.core.fork import evaluating
 from homeostat.core.method import Card
 from homeostat.core.run import Run
@@ -74,9 +73,7 @@ class TRADES(Objective):
         self, model: nn.Module, batches: Mapping[str, Batch], task: Task, kit: Any, run: Run
     ) -> dict[str, Tensor]:
         batch = batches[self.on]
-        x = batch.x
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise InputError("TRADES moves one tensor of floating inputs; these are a tree or integers")
+        x = floating(batch.x, "TRADES")
         with evaluating(model):
             with torch.no_grad():
                 center = model(x)

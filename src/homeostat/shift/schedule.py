@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.data import Batch, Data, Joined
+from homeostat.core.data import Batch, Data, Joined, floating
 from homeostat.core.errors import InputError, SpecError
 from homeostat.core.method import Shift
 from homeostat.core.random import Draw, seed_for
@@ -99,10 +99,7 @@ class Mixed(Pointwise):
 
     def change(self, batch: Batch, draw: Draw) -> Batch:
         which = draw.integers(0, len(self.shifts))
-        x = batch.x
-        if not isinstance(x, Tensor):
-            raise InputError("Mixed changes one tensor of inputs; these are a tree")
-        x = x.clone()
+        x = floating(batch.x, "Mixed").clone()
         for number, shift in enumerate(self.shifts):
             rows = torch.nonzero(which == number).flatten()
             if len(rows) and not shift.identity():

@@ -49,7 +49,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from homeostat.core.data import UNKNOWN, Batch
+from homeostat.core.data import UNKNOWN, Batch, floating
 from homeostat.core.errors import InputError, ModelError
 from homeostat.core.fork import fork
 from homeostat.core.method import Card, Remedy
@@ -124,9 +124,7 @@ class RCT(Objective):
     ) -> dict[str, Tensor]:
         batch = batches[self.on]
         batch = batch[batch.labels != UNKNOWN]
-        x, y = batch.x, batch.labels
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise InputError("RCT adds noise to one tensor of floating inputs; these are a tree or integers")
+        x, y = floating(batch.x, "RCT"), batch.labels
         half = len(x) // 2
         if half == 0:
             raise InputError(f"RCT calibrates on half of a batch and predicts the other; {len(x)} labelled are too few")

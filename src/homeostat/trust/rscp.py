@@ -60,7 +60,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from homeostat.core.data import Batch, check_finite
+from homeostat.core.data import Batch, check_finite, floating
 from homeostat.core.errors import InputError, SpecError
 from homeostat.core.fork import fork
 from homeostat.core.method import Card, Remedy
@@ -183,9 +183,7 @@ def _moments(
     method: RSCP, net: nn.Module, batch: Batch, seed: int, draws: int, transform: Transform
 ) -> tuple[Tensor, Tensor]:
     """Mean and sample variance of every class's transformed score."""
-    x = batch.x
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise InputError("RSCP adds noise to one tensor of floating inputs; these are a tree or integers")
+    x = floating(batch.x, "RSCP")
     check_finite(x, "x")
     pieces = zip(x.split(_IMAGES), batch.id.split(_IMAGES), strict=True)
     with torch.no_grad():
