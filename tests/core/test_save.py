@@ -9,7 +9,7 @@ from torch import nn
 
 from homeostat.core.data import Tensors
 from homeostat.core.delta import delta
-from homeostat.core.errors import CheckpointError, HomeostatError, UnknownName
+from homeostat.core.errors import CheckpointError, HomeostatError, StoreError, UnknownName
 from homeostat.core.fork import fork
 from homeostat.core.online import Bag
 from homeostat.core.part import build, recipe
@@ -115,6 +115,30 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert content_hash(load(tmp_path / "a", verify=True)) == name
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_replacement_killed_between_its_renames_is_undone(tmp_path, monkeypatch):
+    name = save(nn.Linear(2, 2), tmp_path / "a")
+    kept, calls = Path.rename, []
+
+    def killed(self, target):
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return kept(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(nn.Linear(2, 2), tmp_path / "a")
+    monkeypatch.undo()
+    assert not (tmp_path / "a").exists()
+    assert content_hash(load(tmp_path / "a", verify=True)) == name
+
+
+def test_a_folder_that_cannot_be_made_is_a_store_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be written"):
+        save(nn.Linear(1, 1), tmp_path / "file" / "a")
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "model.json"])

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder: `model.json` (recipe, tied names, content hash), `weights.safetensors`, and
 `carry.safetensors` when the model has state. It is written to a temporary folder and renamed, so that a kill leaves
-either the old checkpoint or the new one.
+either the old checkpoint or the new one; an old one that a kill left renamed is put back when it is next asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from homeostat.core.errors import CheckpointError
+from homeostat.core.errors import CheckpointError, StoreError
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.part import build, recipe
 from homeostat.core.spec import digest
@@ -43,15 +43,15 @@ def save(model: nn.Module, path: str | Path, *, name: str | None = None) -> str:
         name: the content hash, where the caller has just taken it.
 
     Raises:
-        CheckpointError: something that is not a checkpoint is in the way.
+        CheckpointError: something that is not a checkpoint is in the way. StoreError: the disk is full or read-only.
     """
     path, model = Path(path), unwrap(model)
+    _put_back(path)
     if path.exists() and not (path / "model.json").is_file():
         raise CheckpointError(f"{path} exists and is no checkpoint; choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    staging.mkdir()
     try:
+        staging.mkdir(parents=True)
         tied: dict[str, str] = {}
         _write(staging / "weights.safetensors", _untied(weights(model), tied))
         state = _untied(carried(model), tied)
@@ -70,9 +70,18 @@ def save(model: nn.Module, path: str | Path, *, name: str | None = None) -> str:
         else:
             staging.rename(path)
         sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"the checkpoint {path} cannot be written: {error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return name
+
+
+def _put_back(path: Path) -> None:
+    """Undo a replacement that was killed between its two renames."""
+    if not path.exists():
+        for old in sorted(path.parent.glob(f".{path.name}.old.*"))[:1]:
+            old.rename(path)
 
 
 def load(path: str | Path, base: nn.Module | None = None, *, verify: bool = False) -> nn.Module:
@@ -87,6 +96,7 @@ def load(path: str | Path, base: nn.Module | None = None, *, verify: bool = Fals
         CheckpointError: truncated, foreign, or tensors that do not fit; every misfit is listed.
     """
     path = Path(path)
+    _put_back(path)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}")
     if not (path / "model.json").is_file():

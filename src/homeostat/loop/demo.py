@@ -11,7 +11,7 @@ from torch import nn
 
 from homeostat.adapt import EATA, LAME, BatchNormBlend, CoTTA
 from homeostat.core.data import Data
-from homeostat.core.errors import MissingPart
+from homeostat.core.errors import MissingPart, StoreError
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.run import Run
 from homeostat.core.trace import Trace
@@ -72,6 +72,10 @@ def demo(folder: Path | str, *, labels: int = 0, plan: Plan = Plan(), run: Run =
         run: seed and watcher.
     """
     folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror}; give another one with --folder") from None
     run = run.replace(scratch=folder / "cache")
     name, train, test, net = _problem()
     before, after = test[: len(test) // 5], test[len(test) // 5 :]
