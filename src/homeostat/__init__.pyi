@@ -25,11 +25,11 @@ from .core.data import (
     Subset as Subset,
     Tensors as Tensors,
     Unlabelled as Unlabelled,
-    as_data as as_data,
     join as join,
 )
 from .core.delta import Delta as Delta, delta as delta
 from .core.fork import fork as fork, targets as targets, unwrap as unwrap, versions as versions
+from .core.intake import as_data as as_data
 from .core.method import Card as Card, Chain as Chain, Method as Method, Remedy as Remedy, Shift as Shift
 from .core.online import Bag as Bag, Live as Live, Online as Online
 from .core.part import Part as Part, recipe as recipe, replace as replace

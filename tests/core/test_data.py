@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from homeostat.core.data import Batch, Joined, Tensors, as_data, join
+from homeostat.core.data import Batch, Joined, Tensors, join
 from homeostat.core.errors import DtypeError, HomeostatError, InputError, MissingPart
+from homeostat.core.intake import as_data
 
 
 def numbers(count: int) -> Tensors:
@@ -30,6 +31,15 @@ def test_joined_data_fetch_like_one_tensor(sizes, draw):
         return
     positions = torch.tensor(draw.draw(st.lists(st.integers(0, at - 1), min_size=1, max_size=20)))
     assert Joined(parts).fetch(positions).x.tolist() == positions.float().tolist()
+
+
+def test_labels_are_those_of_the_samples_and_cheap_where_they_lie_apart():
+    data = numbers(7)
+    mixed = Joined([data[torch.tensor([3, 0, 5])], numbers(2)])
+    for found in (data, mixed, mixed[1:4]):
+        assert found.all_labels().tolist() == found.load().labels.tolist()
+    with pytest.raises(MissingPart, match="absent"):
+        data.unlabelled().all_labels()
 
 
 def test_fetching_nothing_gives_an_empty_batch():

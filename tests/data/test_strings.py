@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from homeostat.core.data import UNKNOWN, as_data
+from homeostat.core.data import UNKNOWN
 from homeostat.core.errors import DtypeError, InputError
+from homeostat.core.intake import as_data
 from homeostat.core.task import Tokens
 from homeostat.data.strings import Strings
 from homeostat.data.tokenizers import ByteTokenizer, WordTokenizer

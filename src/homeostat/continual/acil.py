@@ -75,6 +75,8 @@ class AnalyticHead(Online):
         seed: of the expansion.
     """
 
+    expansion: Tensor
+
     def __init__(self, model: nn.Module, expand: int = 1024, gamma: float = 0.1, form: str = "gram", seed: int = 0):
         super().__init__(model)
         self.expand, self.gamma, self.form, self.seed = expand, gamma, form, seed
@@ -99,7 +101,7 @@ class AnalyticHead(Online):
         """`[batch, expand]` features in float64."""
         with torch.no_grad():
             _, features = tapped(self.model, x, self.model, self.layer)
-            return F.relu(features @ self.expansion.T).double()  # type: ignore[union-attr,operator]
+            return F.relu(features @ self.expansion.T).double()
 
     def weights_now(self) -> Float[Tensor, "expand classes"]:
         """The regression's weights."""
@@ -112,7 +114,7 @@ class AnalyticHead(Online):
     def forward(self, x: Any) -> Tensor:
         if not self.carry["cross"].shape[1]:
             raise ModelError("this head has seen no labelled sample yet; observe some, or give World(source=(x, y))")
-        return (self.expanded(x) @ self.weights_now()).to(self.expansion.dtype)  # type: ignore[arg-type]
+        return (self.expanded(x) @ self.weights_now()).to(self.expansion.dtype)
 
     def adapt(self, batch: Batch) -> Tensor:
         known = torch.zeros(0, dtype=torch.bool)
@@ -125,8 +127,8 @@ class AnalyticHead(Online):
             if not bool(known.any()):
                 raise InputError("the first batch that an analytic head observes must have labels")
             self._learn(h[known], batch.labels[known], 1)
-            return (h @ self.weights_now()).to(self.expansion.dtype)  # type: ignore[arg-type]
-        out = (h @ self.weights_now()).to(self.expansion.dtype)  # type: ignore[arg-type]
+            return (h @ self.weights_now()).to(self.expansion.dtype)
+        out = (h @ self.weights_now()).to(self.expansion.dtype)
         if bool(known.any()):
             self._learn(h[known], batch.labels[known], 1)
         return out
@@ -139,7 +141,7 @@ class AnalyticHead(Online):
 
     def absorb(self, other: AnalyticHead) -> None:
         """Add another head's statistics: the weights become those of training on both heads' data."""
-        if (self.form, other.form) != ("gram", "gram") or not torch.equal(self.expansion, other.expansion):  # type: ignore[arg-type]
+        if (self.form, other.form) != ("gram", "gram") or not torch.equal(self.expansion, other.expansion):
             raise ModelError("heads add up when both keep sums (form='gram') and share the expansion (seed, width)")
         classes = max(self.carry["cross"].shape[1], other.carry["cross"].shape[1])
         self.carry["gram"] = self.carry["gram"] + other.carry["gram"]

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,6 +145,14 @@ class Data(ABC):
         """Whether the samples come with `y`."""
         return self.fetch(torch.arange(min(1, len(self)))).y is not None
 
+    def all_labels(self) -> Tensor:
+        """All labels in order, as one tensor; reads the samples a batch at a time where labels lie with them.
+
+        Raises:
+            MissingPart: there are no labels, or they are no single tensor.
+        """
+        return torch.cat([batch.labels for batch in self.batches(256)])
+
     def unlabelled(self) -> Data:
         """The same samples without `y`."""
         return Unlabelled(self)
@@ -189,6 +197,9 @@ class Tensors(Data):
             return self.batch[low : low + count]
         return self.batch[positions]
 
+    def all_labels(self) -> Tensor:
+        return self.batch.labels
+
     def fingerprint(self) -> str:
         if self._fingerprint is None:
             sha = hashlib.sha256()
@@ -213,6 +224,9 @@ class Subset(Data):
 
     def fetch(self, positions: Tensor) -> Batch:
         return self.base.fetch(self.positions[positions])
+
+    def all_labels(self) -> Tensor:
+        return self.base.all_labels()[self.positions]
 
     def fingerprint(self) -> str:
         sha = hashlib.sha256(self.base.fingerprint().encode())
@@ -260,55 +274,11 @@ class Joined(Data):
         ]
         return join(pieces)[torch.argsort(torch.cat(rows))]
 
+    def all_labels(self) -> Tensor:
+        return torch.cat([part.all_labels() for part in self.parts])
+
     def fingerprint(self) -> str:
         return digest("joined", [part.fingerprint() for part in self.parts])
-
-
-def as_data(value: Any, name: str = "data") -> Data:
-    """Make `Data` of what users have.
-
-    Takes `Data`, a tensor or array (inputs alone), a pair `(x, y)`, a mapping of input tensors, a `Batch`, a PyTorch
-    map-style dataset or `DataLoader`, a Hugging Face dataset with columns `x`/`y`, or any iterable of batches
-    `x`, `(x, y)` or `Batch`. Iterables are read into memory once.
-
-    Raises:
-        InputError: it is empty, or its parts do not fit together.
-        DtypeError: it is none of these.
-    """
-    if isinstance(value, Data):
-        made = value
-    elif isinstance(value, Batch):
-        made = Tensors(value.x, value.y, value.id, value.meta)
-    elif isinstance(value, (Tensor, np.ndarray)):
-        made = Tensors(value)
-    elif isinstance(value, (tuple, list)) and len(value) == 2 and isinstance(value[0], (Tensor, np.ndarray, Mapping)):
-        made = Tensors(*value)
-    elif isinstance(value, Mapping):
-        made = Tensors(value)
-    elif hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str):
-        made = _from_samples(value, name)
-    elif isinstance(value, Iterable) and not isinstance(value, str):
-        batches = [b if isinstance(b, Batch) else as_data(b, name).load() for b in value]
-        joined = join(batches)
-        made = Tensors(joined.x, joined.y, None, joined.meta)
-    else:
-        raise DtypeError(f"{name} is a {type(value).__name__}; give tensors, a pair (x, y), a dataset or an iterable")
-    if len(made) == 0:
-        raise InputError(f"{name} is empty; at least one sample is needed")
-    return made
-
-
-def _from_samples(value: Any, name: str) -> Data:
-    samples = [value[i] for i in range(len(value))]
-    if not samples:
-        raise InputError(f"{name} is empty; at least one sample is needed")
-    if isinstance(samples[0], Mapping):
-        columns = {key: torch.as_tensor(np.stack([np.asarray(s[key]) for s in samples])) for key in samples[0]}
-        y = next((columns.pop(key) for key in ("y", "label", "labels") if key in columns), None)
-        return Tensors(columns["x"] if set(columns) == {"x"} else columns, y)
-    pairs = isinstance(samples[0], (tuple, list))
-    x = torch.stack([torch.as_tensor(s[0] if pairs else s) for s in samples])
-    return Tensors(x, torch.stack([torch.as_tensor(s[1]) for s in samples]) if pairs else None)
 
 
 def _tensors(value: Any, name: str) -> Tree:

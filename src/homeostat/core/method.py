@@ -17,7 +17,8 @@ from torch import nn
 
 from homeostat.core.data import Data
 from homeostat.core.errors import CheckpointError, DtypeError, ModelError, SpecError, nearest
-from homeostat.core.fork import unwrap
+from homeostat.core.fork import fork, unwrap
+from homeostat.core.intake import as_data
 from homeostat.core.part import recipe
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
@@ -176,13 +177,7 @@ class Chain(Remedy):
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
         for remedy in self.remedies:
             model = remedy(model, world, run=run)
-        return model if self.remedies else _same(model)
-
-
-def _same(model: nn.Module) -> nn.Module:
-    from homeostat.core.fork import fork
-
-    return fork(model)
+        return model if self.remedies else fork(model)
 
 
 class Shift(Spec, abstract=True):
@@ -202,8 +197,6 @@ class Shift(Spec, abstract=True):
             model: for shifts that look at one (adversaries, data selection).
             run: the seed is taken now; the shifted data are the same however they are read.
         """
-        from homeostat.core.data import as_data
-
         if isinstance(data, World):
             parts = {n: d for n in ("target", "held") if (d := getattr(data, n)) is not None}
             if not parts:

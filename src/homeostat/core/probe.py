@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.data import Batch, Data, as_data, check_finite
+from homeostat.core.data import Batch, Data, check_finite
 from homeostat.core.errors import InputError, MissingPart
 from homeostat.core.fork import fork, unwrap
+from homeostat.core.intake import as_data
 from homeostat.core.method import Method
 from homeostat.core.online import Online
 from homeostat.core.reading import Reading

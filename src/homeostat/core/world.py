@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from homeostat.core.data import Data, as_data
+from homeostat.core.data import Data
 from homeostat.core.errors import MissingPart, SpecError, nearest
+from homeostat.core.intake import as_data
 from homeostat.core.spec import digest
 from homeostat.core.task import Classify, Task
 from homeostat.core.weights import Weights, fingerprint

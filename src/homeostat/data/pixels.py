@@ -65,6 +65,9 @@ class Pixels(Data):
         y = None if self.labels is None else self.labels[index]
         return Batch(self.pixels[index].float().div_(self.top), y, self.id[index])
 
+    def all_labels(self) -> Tensor:
+        return super().all_labels() if self.labels is None else self.labels
+
     def fingerprint(self) -> str:
         if self._fingerprint is None:
             sha = hashlib.sha256(f"top:{self.top};".encode())

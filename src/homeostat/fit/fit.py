@@ -17,6 +17,7 @@ from homeostat.core.part import recipe as recipe_of
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
 from homeostat.core.spec import digest
+from homeostat.core.task import Classify, check_labels
 from homeostat.core.weights import fingerprint
 from homeostat.core.world import World
 from homeostat.fit.objective import Objective, Supervised
@@ -128,14 +129,6 @@ def _check_first(model: nn.Module, data: Mapping[str, Data], world: World) -> No
         with torch.no_grad():
             out = probe(batch.x)
         if batch.y is not None:
-            labels = part.load().y if len(part) <= 1_000_000 else batch.y
             world.task.check(out, batch.y, f"{name}.y")
-            if (
-                isinstance(labels, Tensor)
-                and isinstance(out, Tensor)
-                and not labels.is_floating_point()
-                and out.ndim == 2
-            ):
-                from homeostat.core.task import check_labels
-
-                check_labels(labels, out.shape[-1], f"{name}.y")
+            if isinstance(world.task, Classify) and isinstance(out, Tensor):
+                check_labels(part.all_labels(), out.shape[-1], f"{name}.y")

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.data import UNKNOWN, Batch, Data, as_data, check_finite, join
+from homeostat.core.data import UNKNOWN, Batch, Data, check_finite, join
 from homeostat.core.errors import InputError, ModelError, StoreError
 from homeostat.core.fork import fork, unwrap
+from homeostat.core.intake import as_data
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.online import Online
 from homeostat.core.reading import Finding, Reading
@@ -76,7 +77,7 @@ class Loop:
             raise ModelError("the model adapts while it serves; give the plain network, and its method as a remedy")
         before = labelled_before(world)
         self._before = torch.cat([sound(self.frozen, batch, world.task) for batch in before.batches(256)])
-        labels = before.load().labels
+        labels = before.all_labels()
         world.task.check(self._before, labels, "source.y")
         self.right_before = share_right(self._before, labels)
         self.plan, self.world = plan, world

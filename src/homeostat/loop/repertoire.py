@@ -119,7 +119,7 @@ class Repertoire:
 def labelled_before(world: World) -> Data:
     """The samples from before whose label is known: of `calibration`, or of `source` where there is none."""
     before = world.calibration if world.calibration is not None else world.source
-    known = before.load().labels != UNKNOWN if before is not None and before.has_labels() else torch.zeros(0)
+    known = before.all_labels() != UNKNOWN if before is not None and before.has_labels() else torch.zeros(0)
     if before is None or not bool(known.any()):
         raise MissingPart("the loop needs labelled data from before: World(source=(x, y)) or calibration=(x, y)")
     return before if bool(known.all()) else before[known]

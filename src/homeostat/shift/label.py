@@ -112,7 +112,7 @@ def _by_class(data: Data, who: str) -> list[Tensor]:
     """Positions of each class's samples."""
     if not data.has_labels():
         raise MissingPart(f"{who} arranges samples by their labels, and these data have none")
-    y = torch.cat([batch.labels for batch in data.batches(4096)]).cpu()
+    y = data.all_labels().cpu()
     if y.ndim != 1 or y.is_floating_point():
         raise InputError(f"{who} wants one integer label a sample; got {y.dtype} {tuple(y.shape)}")
     if bool((y == UNKNOWN).any()):
