@@ -15,10 +15,11 @@ from homeostat.core.method import Chain, Remedy, Shift
 from homeostat.core.probe import Probe
 from homeostat.core.world import World
 from homeostat.curate import DCC
+from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
 from homeostat.probe import BBSE, FeatureShift
 from homeostat.robust import TRADES
-from homeostat.shift import Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate
+from homeostat.shift import Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift
 from homeostat.trust import RCT, RSCP
 from homeostat.tune import LoRA
 
@@ -89,7 +90,9 @@ def test_probes_keep_their_promises(probe: Probe):
 
 @pytest.mark.parametrize("shift", cases(Shift, SHIFTS))
 def test_shifts_keep_their_promises(shift: Shift):
-    check_shift(shift, model=small_network())
+    texts = Strings([f"the quick brown fox {i} jumps over lazy dogs" for i in range(40)], [i % 3 for i in range(40)])
+    data = texts.tokenized(ByteTokenizer(), 48) if isinstance(shift, TextShift) else None
+    check_shift(shift, data, model=small_network())
 
 
 def test_the_first_rows_of_the_catalogue_are_registered_by_id():

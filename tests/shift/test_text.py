@@ -9,10 +9,14 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from homeostat.core.data import Joined, Tensors
 from homeostat.core.errors import DtypeError, SpecError
 from homeostat.core.run import Run
+from homeostat.core.world import World
+from homeostat.data import ByteTokenizer
 from homeostat.data.strings import Strings
 from homeostat.shift import CharacterNoise, TextShift, WordNoise
+from homeostat.shift.schedule import Tagged
 from homeostat.shift.text import NEIGHBORS
 
 SHIFTS = [
@@ -76,8 +80,26 @@ def test_texts_of_equal_content_and_other_ids_get_other_noise():
 @pytest.mark.parametrize("shift", [CharacterNoise(), WordNoise()])
 @pytest.mark.parametrize("wrong", [["a list"], "a string", torch.zeros(2, 3)], ids=["list", "string", "tensor"])
 def test_what_is_no_strings_is_refused(shift, wrong):
-    with pytest.raises(DtypeError, match=f"{type(shift).__name__} changes homeostat.data.Strings; got a"):
+    with pytest.raises(DtypeError, match=f"{type(shift).__name__} changes texts: .* got a"):
         shift(wrong)
+
+
+@pytest.mark.parametrize("shift", [CharacterNoise(0.5), WordNoise(0.5)])
+def test_data_made_of_texts_are_shifted_as_the_texts_are_however_they_were_cut(shift):
+    texts = Strings([f"the quick brown fox {i} jumps over lazy dogs" for i in range(12)], [i % 2 for i in range(12)])
+    data, want = texts.tokenized(ByteTokenizer(), 48), shift(texts).tokenized(ByteTokenizer(), 48)
+    assert shift(data).fingerprint() == want.fingerprint() != data.fingerprint()
+    rows = torch.tensor([7, 0, 11, 3])
+    ways = [
+        data[rows], Joined([data[rows[:2]], data[rows[2:]]]), Joined([data, data])[rows + 12], data[rows].unlabelled(),
+        Tagged(data, 2)[rows], World(target=data[rows]),
+    ]  # fmt: skip
+    for way in ways:
+        shifted = shift(way)
+        made = (shifted.target if isinstance(shifted, World) else shifted).load()
+        assert torch.equal(made.x["input_ids"], want.load().x["input_ids"][rows]) and made.id.tolist() == rows.tolist()
+    with pytest.raises(DtypeError, match="Tensors, which does not know its texts"):
+        shift(Tensors(data.load().x))
 
 
 @pytest.mark.parametrize("cls", [CharacterNoise, WordNoise])

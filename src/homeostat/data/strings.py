@@ -1,7 +1,7 @@
 """Labelled texts, and the step from texts to tokens.
 
-Networks take tensors, so texts become `Data` only when they are tokenised; shifts of texts (typing errors, lost words)
-act on the strings before that:
+Networks take tensors, so texts become `Data` when they are tokenised. What is tokenised still knows its texts, so that
+shifts of texts (typing errors, lost words) act before or after that:
 
 >>> from homeostat.data.tokenizers import ByteTokenizer
 >>> texts = Strings(["a red apple", "to run"], [0, 1], classes=("noun", "verb"))
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homeostat.core.data import UNKNOWN, Tensors
+from homeostat.core.data import UNKNOWN, Batch, Data, Tensors
 from homeostat.core.errors import DtypeError, InputError
 from homeostat.data.pixels import class_labels
 
@@ -82,14 +82,14 @@ class Strings:
             raise InputError(f"the function made {len(changed)} texts of {len(self)}; one a text is wanted")
         return Strings(changed, self.labels, self.classes, self.id)
 
-    def tokenized(self, tokenizer: Tokenizer, length: int = 64) -> Tensors:
+    def tokenized(self, tokenizer: Tokenizer, length: int = 64) -> Tokenized:
         """The texts as data: x is `input_ids` and `attention_mask`, int64 `[texts, length]`, y the labels.
 
         Args:
             tokenizer: see `Tokenizer`.
             length: tokens a text; longer texts are cut, shorter ones padded on the side the tokenizer pads.
         """
-        return Tensors(self._tokens(tokenizer, length), self.labels, self.id)
+        return Tokenized(self, tokenizer, length)
 
     def next_tokens(self, tokenizer: Tokenizer, length: int = 64) -> Tensors:
         """The texts as data for a language model: x are tokens 0..length-2, y the tokens that follow them.
@@ -109,3 +109,31 @@ class Strings:
             list(self.texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
         return {name: torch.as_tensor(made[name]) for name in ("input_ids", "attention_mask")}
+
+
+class Tokenized(Data):
+    """Texts as data that know their texts, so that a shift of texts can act on them.
+
+    Args:
+        strings, tokenizer, length: see `Strings.tokenized`.
+    """
+
+    def __init__(self, strings: Strings, tokenizer: Tokenizer, length: int):
+        self.strings, self.tokenizer, self.length = strings, tokenizer, length
+        self._data = Tensors(strings._tokens(tokenizer, length), strings.labels, strings.id)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def fetch(self, positions: Tensor) -> Batch:
+        return self._data.fetch(positions)
+
+    def all_labels(self) -> Tensor:
+        return self._data.all_labels()
+
+    def fingerprint(self) -> str:
+        return self._data.fingerprint()
+
+    def change(self, function: Callable[[Strings], Strings]) -> Tokenized:
+        """The same data after a function of their texts."""
+        return Tokenized(function(self.strings), self.tokenizer, self.length)

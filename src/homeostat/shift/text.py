@@ -1,4 +1,4 @@
-"""Noise in texts: typing errors and lost words, on strings, before they are tokenised.
+"""Noise in texts: typing errors and lost words, on strings or on data that were tokenised from them.
 
 >>> from homeostat.data.strings import Strings
 >>> CharacterNoise(rate=1.0, kind="delete")(Strings(["abc"])).texts
@@ -15,10 +15,16 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any, Literal
 
+from torch import nn
+
+from homeostat.core.data import Data, Joined, Subset, Unlabelled
 from homeostat.core.errors import DtypeError
+from homeostat.core.method import Shift
 from homeostat.core.run import Run
-from homeostat.core.spec import Fraction, Spec
-from homeostat.data.strings import Strings
+from homeostat.core.spec import Fraction
+from homeostat.core.world import World
+from homeostat.data.strings import Strings, Tokenized
+from homeostat.shift.schedule import Tagged
 
 NEIGHBORS = {
     "q": "wa", "w": "qes", "e": "wrd", "r": "etf", "t": "ryg", "y": "tuh", "u": "yij", "i": "uok", "o": "ipl", "p": "o",
@@ -29,13 +35,39 @@ NEIGHBORS = {
 """Keys beside each other on a QWERTY keyboard: letters by letters, digits by digits."""
 
 
-class TextShift(Spec, abstract=True):
-    """Base of shifts of `Strings`; what happens to a text is seeded by its id. Labels and ids stay."""
+class TextShift(Shift, abstract=True):
+    """Base of shifts of texts; what happens to a text is seeded by its id. Labels and ids stay."""
 
-    def __call__(self, texts: Any, *, run: Run = Run()) -> Strings:
-        """The texts, which are `Strings`, after the shift."""
-        if not isinstance(texts, Strings):
-            raise DtypeError(f"{type(self).__name__} changes homeostat.data.Strings; got a {type(texts).__name__}")
+    def __call__(self, data: Any, *, model: nn.Module | None = None, run: Run = Run()) -> Any:
+        """Shift `Strings`, a World, or data that `Strings.tokenized` made, which are tokenised again."""
+        if isinstance(data, Strings):
+            return self._change(data, run)
+        if not isinstance(data, (Data, World)):
+            raise self._no_texts(data)
+        return super().__call__(data, model=model, run=run)
+
+    def apply(self, data: Data, model: nn.Module | None, run: Run) -> Data:
+        if isinstance(data, Subset) and isinstance(data.base, Tokenized):
+            data = Tokenized(data.base.strings[data.positions], data.base.tokenizer, data.base.length)
+        if isinstance(data, Tokenized):
+            return data.change(lambda texts: self._change(texts, run))
+        if isinstance(data, Joined):
+            return Joined([self.apply(part, model, run) for part in data.parts])
+        if isinstance(data, Subset):
+            return Subset(self.apply(data.base, model, run), data.positions)
+        if isinstance(data, Unlabelled):
+            return Unlabelled(self.apply(data.base, model, run))
+        if isinstance(data, Tagged):
+            return Tagged(self.apply(data.base, model, run), data.phase)
+        raise self._no_texts(data)
+
+    def _no_texts(self, data: Any) -> DtypeError:
+        return DtypeError(
+            f"{type(self).__name__} changes texts: homeostat.data.Strings, or what their `tokenized` made; "
+            f"got a {type(data).__name__}, which does not know its texts"
+        )
+
+    def _change(self, texts: Strings, run: Run) -> Strings:
         seeds = [run.seed_for(type(self).__name__, number) for number in texts.id.tolist()]
         changed = [self.change(text, random.Random(seed)) for text, seed in zip(texts, seeds, strict=True)]
         return texts.map(lambda _: changed)
