@@ -19,7 +19,7 @@ from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
 from homeostat.probe import BBSE, FeatureShift
 from homeostat.robust import TRADES
-from homeostat.shift import Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift
+from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift
 from homeostat.trust import RCT, RSCP
 from homeostat.tune import LoRA
 
@@ -52,6 +52,7 @@ PROBES: dict[str, list[Probe]] = {
     "FeatureShift": [FeatureShift(bootstraps=200, window=48, reference=200)],
 }
 SHIFTS: dict[str, list[Shift]] = {
+    "Compose": [Compose((Corrupt("contrast"), LabelShift())), Compose((Corrupt("gaussian_noise"),) * 2)],
     "Corrupt": [Corrupt("gaussian_noise"), Corrupt("glass_blur", 5), Corrupt("spatter", 2)],
     "DCC": [DCC(ipc=3, outer=2, warm_outer=1, steps=2, epochs=1, width=4, depth=2, batch=8)],
     "Gradual": [Gradual(Corrupt("fog", 2))],

@@ -10,12 +10,15 @@ from homeostat.core.check import check_shift, small_network, small_world
 from homeostat.core.data import Batch, Tensors
 from homeostat.core.errors import InputError, MissingPart
 from homeostat.core.fork import versions
+from homeostat.core.probe import read
 from homeostat.core.run import Run
 from homeostat.core.task import Classify
 from homeostat.core.world import World
 from homeostat.fit import Fit, Recipe
+from homeostat.nn.norms import batch_statistics
 from homeostat.nn.optimizers import Adam
-from homeostat.robust import PGD, TRADES, ascend, project
+from homeostat.probe import Accuracy
+from homeostat.robust import PGD, TRADES, BatchPoisoning, ascend, project
 from homeostat.robust.trades import divergence
 
 
@@ -141,3 +144,58 @@ def test_ascent_climbs_for_every_sample_by_itself():
     target = Batch(torch.tensor([[0.2], [0.8]]))
     found = ascend(lambda x: -(x - 0.5).square().sum(1), target.x, target.x, 0.1, 0.03, 20, "inf")
     assert torch.allclose(found, torch.tensor([[0.3], [0.7]]), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------ poisoning
+
+
+def striped(count: int) -> Tensors:
+    draws = torch.Generator().manual_seed(1)
+    y = torch.randint(0, 2, (count,), generator=draws)
+    x = 0.5 * torch.rand(count, 1, 4, 4, generator=draws)
+    x[:, 0, :, 0] += 0.12 * y[:, None]
+    return Tensors(x.clamp(0, 1), y)
+
+
+def normed(norm: nn.Module) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    recipe = Recipe(epochs=25, batch=40, optimizer=Adam(lr=0.02))
+    return Fit(recipe=recipe)(net, World(source=striped(400)), run=Run(seed=1))
+
+
+def share_right(net: nn.Module, data: Tensors, size: int) -> float:
+    seen = read([Accuracy()], net, World(held=data), batch=size)[0]
+    return seen.value
+
+
+def test_poisoned_batches_hurt_the_benign_samples_of_a_network_with_batch_statistics_and_no_other():
+    torch.manual_seed(0)
+    clean, attack = striped(200), BatchPoisoning(share=0.2, size=50)
+    batch_norm = normed(nn.BatchNorm2d(4))
+    poisoned = attack(clean, model=batch_norm)
+    bad = poisoned.load().labels == -100
+    assert bad.view(4, 50).sum(1).tolist() == [10] * 4
+    assert torch.equal(poisoned.load().x[~bad], clean.load().x[~bad])
+    assert bool((poisoned.load().x[bad] != clean.load().x[bad]).flatten(1).any(1).all())
+    judged = Tensors(clean.load().x, torch.where(bad, -100, clean.load().labels))
+    adapting = batch_statistics(batch_norm)
+    assert share_right(adapting, judged, 50) - share_right(adapting, poisoned, 50) > 0.1
+    assert share_right(batch_norm, poisoned, 50) == share_right(batch_norm, judged, 50), "stored statistics"
+    untouched = attack(clean, model=normed(nn.GroupNorm(2, 4)))
+    assert torch.equal(untouched.load().x, clean.load().x), "no sample touches another: nothing to climb"
+
+
+@given(eps=st.floats(0, 0.3), share=st.floats(0, 1))
+def test_poison_stays_within_its_radius_and_share(eps, share):
+    clean, net = striped(21), nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
+    made = BatchPoisoning(share=share, size=8, eps=eps, steps=2)(clean, model=net).load()
+    assert float((made.x - clean.load().x).abs().max()) <= eps + 1e-6
+    assert 0 <= float(made.x.min()) and float(made.x.max()) <= 1
+    assert int((made.labels == -100).sum()) == sum(int(share * n) for n in (8, 8, 5))
+
+
+def test_poisoning_names_what_is_missing():
+    with pytest.raises(MissingPart, match="model=net"):
+        BatchPoisoning()(striped(4))
+    with pytest.raises(MissingPart, match="have none"):
+        BatchPoisoning()(striped(4).unlabelled(), model=nn.Linear(1, 1))

@@ -3,5 +3,5 @@ from .corruption import COMMON as COMMON, EXTRA as EXTRA, FAMILIES as FAMILIES
 from .geometry import Rotate as Rotate, Scale as Scale, Translate as Translate
 from .label import CorrelatedOrder as CorrelatedOrder, LabelShift as LabelShift
 from .pointwise import Pointwise as Pointwise
-from .schedule import Clean as Clean, Gradual as Gradual, Mixed as Mixed, Phases as Phases
+from .schedule import Clean as Clean, Compose as Compose, Gradual as Gradual, Mixed as Mixed, Phases as Phases
 from .text import CharacterNoise as CharacterNoise, TextShift as TextShift, WordNoise as WordNoise

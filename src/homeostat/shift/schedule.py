@@ -1,4 +1,4 @@
-"""How shifts come over time: one after another, gradually, again and again, or mixed."""
+"""How shifts come: together, one after another, gradually, again and again, or mixed."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ class Phases(Shift):
             shift, seed = self.shifts[phase % len(self.shifts)], run.seed_for("phase", phase)
             parts.append(Tagged(shift(part, model=model, run=run.replace(seed=seed)), phase))
         return Joined(parts)
+
+
+@dataclass(frozen=True)
+class Compose(Shift):
+    """Shifts on top of each other: the second acts on what the first gives. Each has a seed of its own.
+
+    Attributes:
+        shifts: in the order in which they act.
+
+    >>> Compose()(torch.ones(2, 1)).load().x.tolist()
+    [[1.0], [1.0]]
+    """
+
+    shifts: tuple[Shift, ...] = ()
+
+    def apply(self, data: Data, model: nn.Module | None, run: Run) -> Data:
+        for number, shift in enumerate(self.shifts):
+            data = shift(data, model=model, run=run.replace(seed=run.seed_for("compose", number)))
+        return data
 
 
 @dataclass(frozen=True)
