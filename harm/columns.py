@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from harm.networks import Problem
 from homeostat.core.data import UNKNOWN, Batch, Tensors, join
+from homeostat.core.errors import NonFiniteError
 from homeostat.core.method import Remedy
 from homeostat.core.online import Online
 from homeostat.core.run import Run
@@ -55,7 +57,9 @@ def refitted(problem: Problem, stream: Tensors, seed: int, labels: int) -> list[
         recent = [*recent, _revealed(batch, labels, Run(seed=seed).rng("labels", step))][-4:]
         if len(recent) == 4 and step % 4 == 3:
             seen = join(recent)
-            model = refit(problem.net, World(target=Tensors(seen.x, seen.y)), run=Run(seed=seed))
+            # A refit that diverges is not served; the one before it stays.
+            with suppress(NonFiniteError):
+                model = refit(problem.net, World(target=Tensors(seen.x, seen.y)), run=Run(seed=seed))
     return score.shares()
 
 

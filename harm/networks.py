@@ -25,8 +25,7 @@ from homeostat.nn.resnet import ResNet, cifar_resnet
 from homeostat.shift import CharacterNoise, CorrelatedOrder, Corrupt, LabelShift, WordNoise
 
 REFIT = Fit(
-    objective=Supervised(on="target"), freeze_stats=True,
-    recipe=Recipe(epochs=5, batch=32, optimizer=SGD(lr=0.01)),
+    objective=Supervised(on="target"), recipe=Recipe(epochs=5, batch=32, optimizer=SGD(lr=0.01)),
 )  # fmt: skip
 """The plain rival where labels come: a few epochs on those of the recent windows."""
 

@@ -215,3 +215,14 @@ def test_two_processes_give_what_one_gives():
 
 def test_a_recipe_can_be_replaced_in_part():
     assert replace(Recipe(), epochs=3).epochs == 3
+
+
+def test_samples_without_a_label_are_left_out_of_supervised_training_and_some_label_is_wanted():
+    x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    shown = torch.where(torch.arange(40) % 5 == 0, y, -100)
+    fit, net = Fit(recipe=Recipe(epochs=3, batch=4)), nn.Linear(3, 2)
+    with torch.no_grad():
+        partly, alone = (fit(net, World(source=source))(x) for source in ((x, shown), (x[::5], y[::5])))
+    assert not torch.equal(alone, net(x)) and torch.allclose(partly, alone, atol=1e-6)
+    with pytest.raises(MissingPart, match="no label of source is known"):
+        fit(net, World(source=(x, torch.full((40,), -100))))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import Batch, Data
-from homeostat.core.errors import CheckpointError, ModelError
+from homeostat.core.errors import CheckpointError, MissingPart, ModelError
 from homeostat.core.fork import fork, matches
 from homeostat.core.method import Card, Remedy
 from homeostat.core.part import recipe as recipe_of
@@ -64,7 +64,7 @@ class Fit(Remedy):
         return None if model is None else self.objective.prepare(model, world, run)
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
-        data = {name: part_of(world, name) for name in self.objective.inputs()}
+        data = {name: self._labelled(part_of(world, name), name, world) for name in self.objective.inputs()}
         _check_first(model, data, world)
         path = None
         if run.scratch is not None:
@@ -84,6 +84,15 @@ class Fit(Remedy):
         if path is not None and not unfinished:
             save(trained, path)
         return trained
+
+    def _labelled(self, data: Data, name: str, world: World) -> Data:
+        """What the objective reads labels of is trained on where they are known."""
+        if f"{name}.y" not in self.objective.needs() or not isinstance(world.task, Classify):
+            return data
+        known = world.task.known(data.all_labels())
+        if not bool(known.any()):
+            raise MissingPart(f"no label of {name} is known; {type(self.objective).__name__} needs some")
+        return data if bool(known.all()) else data[known]
 
     def _train(
         self, model: nn.Module, data: Mapping[str, Data], world: World, kit: Any, run: Run, part: Any
