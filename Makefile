@@ -2,10 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs claims bench data clean
+.PHONY: help demo test nightly lint docs claims bench data programs clean
 
 PYTHON ?= python3
-EXTRAS ?= dev,docs,ot,report,text
+EXTRAS ?= dev,docs,ot,postgres,report,text
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
@@ -36,8 +36,11 @@ help: ## list the targets
 demo: $(STAMP) data ## train a small network, let its stream shift, keep it within limits, write the report
 	@$(BIN)/homeostat demo
 
-test: $(STAMP) data ## all tests and doctests but the slow ones
+test: $(STAMP) data programs ## all tests and doctests but the slow ones
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10 $(PYTEST_ARGS)
+
+nightly: $(STAMP) data programs ## the tests that take minutes: every kill, every power loss
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m nightly -n $(WORKERS) --dist worksteal --durations 0 $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, formatting, types, imports that point down only
 	@$(BIN)/ruff check .
@@ -60,6 +63,13 @@ data: ## Fashion-MNIST and WordNet from Debian's packages, where they can be ins
 	done; \
 	[ -z "$$missing" ] || $(call debian_install,$$missing) \
 		|| echo "data: going on without the Debian packages$$missing (installing them needs root on Debian)"
+
+programs: ## what some tests start: PostgreSQL and a C compiler, where they can be installed
+	@missing=""; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v gcc >/dev/null || command -v cc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	[ -z "$$missing" ] || $(call debian_install,$$missing) \
+		|| echo "programs: going on without$$missing (installing them needs root on Debian)"
 
 clean: ## remove .venv, caches and build outputs
 	@rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -22,7 +22,7 @@ from homeostat.nn.minilm import MiniLM
 from homeostat.nn.normalized import Normalized
 from homeostat.nn.optimizers import SGD, Adam
 from homeostat.nn.resnet import ResNet, cifar_resnet
-from homeostat.shift import CharacterNoise, CorrelatedOrder, Corrupt, LabelShift, WordNoise
+from homeostat.shift import CharacterNoise, Compose, CorrelatedOrder, Corrupt, LabelShift, WordNoise
 
 REFIT = Fit(
     objective=Supervised(on="target"), recipe=Recipe(epochs=5, batch=32, optimizer=SGD(lr=0.01)),
@@ -32,11 +32,16 @@ REFIT = Fit(
 PICTURES = (
     *(Corrupt(name, severity) for name in ("speckle_noise", "gaussian_blur", "brightness") for severity in (2, 5)),
     *(Corrupt(name, 5) for name in ("spatter", "pixelate")),
-    LabelShift(concentration=0.5), CorrelatedOrder(0.1),
+    Compose((Corrupt("brightness", 5), Corrupt("speckle_noise", 5))),
+    Compose((Corrupt("gaussian_blur", 5), Corrupt("spatter", 5))),
+    Compose((Corrupt("brightness", 5), Corrupt("gaussian_blur", 5))),
+    LabelShift(concentration=0.15), CorrelatedOrder(0.1),
+    Compose((LabelShift(concentration=0.5), Corrupt("speckle_noise", 4))),
+    Compose((CorrelatedOrder(0.1), Corrupt("gaussian_blur", 4))),
 )  # fmt: skip
 TEXTS = (
     CharacterNoise(0.1, "insert"), CharacterNoise(0.25, "replace"), WordNoise(0.2, "swap"),
-    LabelShift(concentration=0.5), CorrelatedOrder(0.1),
+    CharacterNoise(0.5, "insert"), LabelShift(concentration=0.15), CorrelatedOrder(0.1),
 )  # fmt: skip
 
 
@@ -61,7 +66,7 @@ class Problem:
     simulate: tuple[Shift, ...]
     remedies: tuple[Remedy, ...]
     window: int = 100
-    each: int = 7
+    each: int = 10
 
     def stream(self, shifts: Sequence[Shift], seed: int) -> Tensors:
         """A stream of one phase a shift, `meta["phase"]` its number; its samples are drawn anew for the seed."""
@@ -92,7 +97,7 @@ def cifar(folder: Path) -> Problem:
     """CIFAR-10 after JPEG and the published ResNet-20."""
     test = cifar10("test")
     remedies = (EATA(), BatchNormBlend(), LAME(), PriorCorrection(), REFIT)
-    return Problem(cifar_resnet(20), test[:2000], test[2000:], "pictures", PICTURES, remedies)
+    return Problem(cifar_resnet(20), test[:2000], test[2000:], "pictures", PICTURES, remedies, each=6)
 
 
 def gloss(folder: Path) -> Problem:
@@ -108,7 +113,7 @@ def gloss(folder: Path) -> Problem:
     net.head.load_state_dict(made.state_dict())
     refit = REFIT.replace(own="head.*", recipe=REFIT.recipe.replace(optimizer=Adam(lr=0.003)))
     remedies = (EATA(), LAME(), PriorCorrection(), refit)
-    return Problem(net, data[6000:7000], data[7000:], "texts", TEXTS, remedies, window=50, each=7)
+    return Problem(net, data[6000:7000], data[7000:], "texts", TEXTS, remedies, window=50, each=6)
 
 
 def _embedded(net: MiniLM, data: Data, folder: Path) -> Tensors:

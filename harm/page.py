@@ -1,58 +1,178 @@
-"""The harm table as text and as a page of the documentation."""
+"""The harm table, as text for the terminal and as a page of the documentation."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from scipy.stats import t as student
+
 LOOPS = ("loop, no labels", "loop, 16 labels")
+LIMIT = -1.0
+"""Points that the lower bound of served minus frozen accuracy must stay above: the promise."""
+
+Cell = Mapping[str, Any]
+Phase = tuple[str, str, int]
 
 
-def differences(cells: list[dict[str, Any]], column: str) -> dict[tuple[str, str, int], list[float]]:
-    """Served minus frozen accuracy in points, one a seed, by network, stream and phase."""
-    found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+def differences(cells: Iterable[Cell], column: str) -> dict[Phase, list[float]]:
+    """A column minus frozen accuracy in points, one value a seed, by network, stream and phase."""
+    found: dict[Phase, list[float]] = defaultdict(list)
     for cell in sorted(cells, key=lambda c: c["seed"]):
         for phase, (mine, frozen) in enumerate(zip(cell["columns"][column], cell["columns"]["frozen"], strict=True)):
             found[cell["network"], cell["stream"], phase].append(100 * (mine - frozen))
     return found
 
 
-def low(values: list[float]) -> float:
-    """The lower end of the one-sided 95 % t interval of the mean over seeds."""
-    from scipy.stats import t
-
-    if len(values) < 2 or len(set(values)) == 1:
+def low(values: Sequence[float]) -> float:
+    """The lower end of the one-sided 95 % t interval of the mean over seeds; the value itself where all are equal."""
+    if len(set(values)) == 1:
         return values[0]
-    return statistics.mean(values) - t.ppf(0.95, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values) - float(student.ppf(0.95, len(values) - 1)) * error
 
 
-def summary(cells: list[dict[str, Any]]) -> str:
-    """Mean over seeds of each column, a row a network, stream and phase; then the worst phases."""
+def best(cell: Cell, phase: int) -> float:
+    """The best of all columns that are no loop, chosen in hindsight for the phase."""
+    return max(values[phase] for name, values in cell["columns"].items() if name not in LOOPS)
+
+
+def switches(cell: Cell, name: str) -> list[dict[str, Any]]:
+    """The commits of a loop, each with what it was worth until the next switch: served minus frozen, in points."""
+    told, windows = cell["loops"][name]["switches"], cell["loops"][name]["windows"]
+    ends = [*(switch["at"] for switch in told[1:]), len(windows)][: len(told)]
+    found = []
+    for switch, end in zip(told, ends, strict=True):
+        during = [100 * (served - frozen) for served, frozen, _ in windows[switch["at"] + 1 : end + 1]]
+        found.append({**switch, "worth": statistics.mean(during) if during else 0.0})
+    return found
+
+
+def commits(cells: Iterable[Cell], name: str) -> tuple[int, int, int]:
+    """Commits; those after which the frozen network would have been as good or better; rollbacks."""
+    every = [s for cell in cells for s in switches(cell, name)]
+    made = [s for s in every if s["kind"] == "commit"]
+    return len(made), sum(s["worth"] <= 0 for s in made), len(every) - len(made)
+
+
+def summary(cells: Sequence[Cell]) -> str:
+    """For the terminal: every cell's columns by phase, the loops' switches, and the worst phases."""
     lines = []
-    by: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for cell in cells:
-        by[cell["network"], cell["stream"]].append(cell)
-    for (network, stream), some in sorted(by.items()):
+    for (network, stream), some in _by(cells).items():
         lines.append(f"{network}  {stream}  ({sum(c['seconds'] for c in some):.0f} s)")
         for name in some[0]["columns"]:
             phases = zip(*(c["columns"][name] for c in some), strict=True)
             lines.append(f"   {name:18}" + "".join(f"{100 * statistics.mean(p):8.1f}" for p in phases))
         for name in LOOPS:
             for c in some:
-                told = [f"{s['at']}:{s['to']}" for s in c["loops"][name]["switches"]]
-                lines.append(f"   {name} seed {c['seed']}: {c['loops'][name]['alarms']} alarms; " + " ".join(told))
+                told = " ".join(f"{s['at']}:{s['to']}({s['worth']:+.1f})" for s in switches(c, name))
+                lines.append(f"   {name} seed {c['seed']}: {c['loops'][name]['alarms']} alarms; {told}")
     for name in LOOPS:
         found = differences(cells, name)
-        worst = sorted(found.items(), key=lambda item: low(item[1]))[:12]
         lines.append(f"worst phases of the {name}:")
-        lines += [f"   {low(v):+7.2f} (mean {statistics.mean(v):+.2f}) {key}" for key, v in worst]
-        bad = sum(low(v) < -1 for v in found.values())
+        for key, values in sorted(found.items(), key=lambda item: low(item[1]))[:12]:
+            lines.append(f"   {low(values):+7.2f} (mean {statistics.mean(values):+.2f}) {', '.join(map(str, key))}")
+        made, needless, back = commits(cells, name)
+        means = [statistics.mean(values) for values in found.values()]
+        gap = [100 * (best(c, i) - c["columns"][name][i]) for c in cells for i in range(len(c["columns"][name]))]
         lines.append(
-            f"   {bad} of {len(found)} phases below -1; mean {statistics.mean(map(statistics.mean, found.values())):+.2f}"
+            f"   {sum(low(v) < LIMIT for v in found.values())} of {len(found)} phases below {LIMIT:+.0f}; mean "
+            f"{statistics.mean(means):+.2f}, {statistics.mean(gap):.2f} under the best in hindsight; "
+            f"{made} commits, {needless} needless, {back} rollbacks"
         )
     return "\n".join(lines)
 
 
-def page(cells: list[dict[str, Any]], seconds: float) -> str:
-    raise NotImplementedError
+def page(cells: Sequence[Cell], seconds: float, about: str) -> str:
+    """docs/harm.md."""
+    seeds = len({cell["seed"] for cell in cells})
+    lines = [about.strip(), "", f"Made by `make harm` in {seconds / 60:.0f} minutes on two cores, {seeds} seeds.", ""]
+    lines += ["## The promise", "", *_promise(cells), "", "## Losses", "", *_losses(cells), ""]
+    for network in dict.fromkeys(cell["network"] for cell in cells):
+        mine = [cell for cell in cells if cell["network"] == network]
+        lines += [f"## {network}", "", *_network(mine), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _promise(cells: Sequence[Cell]) -> list[str]:
+    lines = [
+        "| | loop, no labels | loop, 16 labels a window |", "|---|---|---|",
+    ]  # fmt: skip
+    found = {name: differences(cells, name) for name in LOOPS}
+    bounds = {name: [low(values) for values in found[name].values()] for name in LOOPS}
+
+    def row(title: str, make: Any) -> None:
+        lines.append(f"| {title} | " + " | ".join(make(name) for name in LOOPS) + " |")
+
+    def gap(name: str) -> float:
+        each = [best(c, i) - c["columns"][name][i] for c in cells for i in range(len(c["columns"][name]))]
+        return 100 * statistics.mean(each)
+
+    row("phases (network, stream, place)", lambda n: str(len(bounds[n])))
+    row(f"with a lower bound below {LIMIT:+.0f} point", lambda n: f"**{sum(b < LIMIT for b in bounds[n])}**")
+    row("worst lower bound, points", lambda n: f"{min(bounds[n]):+.2f}")
+    row("mean gain over the frozen network, points", lambda n: f"{_mean(found[n].values()):+.2f}")
+    row("mean distance to the best in hindsight, points", lambda n: f"{gap(n):.2f}")
+    row("commits, of these needless, rollbacks", lambda n: "{}, {}, {}".format(*commits(cells, n)))
+    quiet = [cell for cell in cells if cell["stream"] in ("clean", "harmless style")]
+    row("commits where nothing had to be done", lambda n: str(commits(quiet, n)[0]))
+    return lines
+
+
+def _losses(cells: Sequence[Cell]) -> list[str]:
+    by, lines = _by(cells), list[str]()
+    for name in LOOPS:
+        for key, values in sorted(differences(cells, name).items(), key=lambda item: low(item[1])):
+            if low(values) >= LIMIT:
+                break
+            told = []
+            for cell in by[key[0], key[1]]:
+                here = [f"{s['to']} from window {s['at'] + 1} on ({s['worth']:+.1f})" for s in switches(cell, name)]
+                told.append(f"seed {cell['seed']}: {', '.join(here) or 'nothing'}")
+            lines.append(
+                f"- **{name}**, {key[0]}, {key[1]}, phase {key[2]}: {statistics.mean(values):+.2f} points, at least "
+                f"{low(values):+.2f}. What was served instead: {'; '.join(told)}."
+            )
+    return lines or [f"No phase of any stream has a lower bound below {LIMIT:+.0f} point."]
+
+
+def _network(cells: Sequence[Cell]) -> list[str]:
+    """A row a stream: mean gain over the frozen network, and in brackets the lower bound of the worst phase."""
+    names = [name for name in cells[0]["columns"] if name != "frozen"]
+    rivals = [name for name in names if name not in LOOPS]
+    order = [*rivals, *LOOPS]
+    head = ["stream", "frozen, %", *order, "best in hindsight"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for (_, stream), some in _by(cells).items():
+        phases = range(len(some[0]["columns"]["frozen"]))
+        frozen = statistics.mean(100 * v for c in some for v in c["columns"]["frozen"])
+        row = [stream, f"{frozen:.1f}"]
+        for name in order:
+            found = differences(some, name)
+            text = f"{_mean(found.values()):+.1f} ({min(low(v) for v in found.values()):+.1f})"
+            row.append(f"**{text}**" if name in LOOPS else text)
+        hindsight = statistics.mean(100 * (best(c, i) - c["columns"]["frozen"][i]) for c in some for i in phases)
+        lines.append("| " + " | ".join([*row, f"{hindsight:+.1f}"]) + " |")
+    lines += ["", '??? note "Phase by phase: accuracy in %"', ""]
+    lines += [
+        "    | stream | phase | frozen | " + " | ".join(order) + " |",
+        "    |---|---|---:|" + "---:|" * len(order),
+    ]
+    for (_, stream), some in _by(cells).items():
+        for phase in range(len(some[0]["columns"]["frozen"])):
+            means = [statistics.mean(100 * c["columns"][n][phase] for c in some) for n in ("frozen", *order)]
+            lines.append(f"    | {stream} | {phase} | " + " | ".join(f"{m:.1f}" for m in means) + " |")
+    return lines
+
+
+def _by(cells: Iterable[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    found: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    for cell in sorted(cells, key=lambda c: c["seed"]):
+        found[cell["network"], cell["stream"]].append(cell)
+    return found
+
+
+def _mean(values: Iterable[Sequence[float]]) -> float:
+    return statistics.mean(statistics.mean(v) for v in values)

@@ -76,7 +76,7 @@ def test_an_empty_stream_and_an_empty_batch():
 
 def test_a_window_smaller_than_the_statistics_need():
     with pytest.raises(InputError, match="at least 50 are needed to calibrate a monitor"):
-        Monitor().begin(torch.rand(20), None, hs.Bag())
+        Monitor().begin(hs.outputs(network(), images(20)), hs.Bag())
     small = hs.World(source=torch.rand(3, 4), held=torch.rand(2, 4))
     with pytest.raises(InputError, match="at least"):
         MMD(on="x")(None, small)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +51,8 @@ def ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 def test_help_names_every_command():
     text = prints("--help")
-    for command in ("demo", "list", "show", "version"):
+    commands = "demo run resume status history why rollback report list show version"
+    for command in commands.split():
         assert re.search(rf"(?m)^\W*{command} ", text), command
 
 
@@ -87,11 +92,12 @@ def test_list_as_json_has_the_same_rows_as_the_text():
     assert [[row[key] for key in ("name", "kind", "id", "handles", "needs", "does")] for row in rows] == text
 
 
-@pytest.mark.parametrize("kind", ["remedy", "shift", "probe", "objective", "choose"])
+@pytest.mark.parametrize("kind", ["remedy", "shift", "probe", "objective", "choose", "reader", "hook"])
 def test_list_of_a_kind_has_that_kind_alone_and_no_abstract_bases(kind):
     rows = json.loads(prints("list", kind, "--json"))
     assert rows and {row["kind"] for row in rows} == {kind}
-    assert not {row["name"] for row in rows} & {"Remedy", "Shift", "Pointwise", "TextShift", "Probe", "Objective"}
+    bases = {"Remedy", "Shift", "Pointwise", "TextShift", "Probe", "Objective", "Reader", "Hook"}
+    assert not {row["name"] for row in rows} & bases
 
 
 def test_an_unknown_kind_suggests_the_nearest(ends):
@@ -105,7 +111,7 @@ def test_a_method_without_a_docstring_is_listed_all_the_same(monkeypatch):
         def apply(self, data, model, run):
             return data
 
-    monkeypatch.setattr(spec, "registered", lambda kind: [Bare] if isinstance(kind, tuple) else [])
+    monkeypatch.setattr(spec, "registered", lambda kind: [Bare] if kind is Shift else [])
     assert prints("list") == "Bare\tshift\t\t\t\t\n"
 
 
@@ -190,6 +196,179 @@ def test_a_plan_that_is_not_there_ends_with_code_2(tmp_path, ends, monkeypatch):
 def test_a_negative_number_of_labels_is_refused_by_the_option(ends, tmp_path):
     code, _, err = ends("demo", "--folder", str(tmp_path / "runs"), "--labels", "-1")
     assert code == 2 and "--labels" in err and not (tmp_path / "runs").exists()
+
+
+# --------------------------------------------------------------------------------------------------- run and its store
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.yaml"
+
+
+def quick(**changes: str) -> str:
+    """The example with a classifier of shifts that is fitted to little, and these texts replaced."""
+    text = EXAMPLE.read_text()
+    few = "Plan: {window: 100, diagnose: {ShiftKind: {simulations: 4, reference: 100}}}"
+    for old, new in {"Plan: {window: 100}": few, **changes}.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The example, run to its end: its store, and what was printed."""
+    folder = tmp_path_factory.mktemp("ran") / "examples"
+    folder.mkdir()
+    (folder / "digits.yaml").write_text(quick())
+    return folder.parent / "runs" / "digits", prints("run", str(folder / "digits.yaml"))
+
+
+@pytest.fixture
+def store(ran: tuple[Path, str], tmp_path: Path) -> str:
+    """A copy of that store, to be changed."""
+    return str(shutil.copytree(ran[0], tmp_path / "store"))
+
+
+def said(text: str) -> dict[str, str]:
+    return dict(line.split("\t", 1) for line in text.splitlines())
+
+
+def test_run_says_how_it_went_and_where_the_report_is(ran):
+    store, text = ran
+    lines = said(text)
+    assert list(lines) == ["right", "serves", "happened", "store", "report"]
+    served, frozen = (float(number) for number in re.findall(r"([0-9.]+)%", lines["right"]))
+    assert served > frozen + 5 and "left as it was" in lines["right"]
+    assert Path(lines["store"]) == store and Path(lines["report"]).read_text().startswith("<!")
+    assert re.fullmatch(
+        r"\d+ alarms?, [1-9]\d* commits?, \d+ rollbacks?, \d+ trials? without a change", lines["happened"]
+    )
+
+
+def test_run_again_at_the_end_says_that_nothing_was_left_to_do_and_resume_too(store):
+    lines = said(prints("resume", store))
+    assert lines["done"].startswith("60 windows were served before") and "--fresh" in lines["done"]
+    found = json.loads(prints("resume", store, "--json"))
+    assert found["windows"] == 0 and found["of"] == 60 and found["accuracy"] > found["frozen"] + 0.05
+
+
+def test_status_as_text_and_as_json(store):
+    lines, found = said(prints("status", store)), json.loads(prints("status", store, "--json"))
+    assert lines["windows"].startswith("60 of 60, the end of the stream") and "nobody serves" in lines["store"]
+    assert found["windows"] == found["of"] == 60 and found["finished"] is True and found["process"] is None
+    assert found["commits"] >= 1 and found["journal_bytes"] < 1000 * 60 and lines["serves"].split(",")[0]
+    assert lines["last alarm"].startswith(f"window {found['last_alarm']['step']}: ")
+
+
+def test_history_as_text_and_as_json_has_the_same_rows(store):
+    rows = json.loads(prints("history", store, "--json"))
+    text = [line.split("\t") for line in prints("history", store).splitlines()]
+    assert [[str(row["step"]), row["kind"]] for row in rows] == [[line[0], line[2]] for line in text]
+    assert {len(line) for line in text} == {4} and {row["kind"] for row in rows} >= {"start", "alarm", "commit"}
+    assert prints("history", store, "--last", "2").splitlines() == prints("history", store).splitlines()[-2:]
+    only = json.loads(prints("history", store, "--kind", "commit", "--kind", "start", "--json"))
+    assert {row["kind"] for row in only} == {"commit", "start"}
+
+
+def test_why_a_commit_was_made(store):
+    (commit, *_) = json.loads(prints("history", store, "--kind", "commit", "--json"))
+    text = prints("why", store, str(commit["step"]))
+    assert text.startswith(f"Window {commit['step']}: commit.\n") and commit["content"]["why"] in text
+    told = json.loads(prints("why", store, str(commit["step"]), "--json"))
+    assert told["step"] == commit["step"] and "commit" in [row["kind"] for row in told["rows"]]
+    assert told["tried"] and all(one["why"] in text for one in told["tried"])
+    assert "Diagnosis: " in text and "(95% interval: " in text
+
+
+def test_rollback_puts_the_network_as_deployed_back_and_status_says_so(store):
+    (commit, *_) = json.loads(prints("history", store, "--kind", "commit", "--json"))
+    name = commit["content"]["to"]
+    row = json.loads(prints("rollback", store, "--to", str(commit["step"]), "--json"))
+    assert row["kind"] == "rollback" and row["content"]["to"] == name
+    assert json.loads(prints("status", store, "--json"))["served"] == name != "source"
+    text = prints("rollback", store, "--why", "complaints")
+    assert text.startswith(f"From window 60 on, the network as deployed is served in place of {name}.")
+    after = json.loads(prints("status", store, "--json"))
+    assert (after["served"], after["since"]) == ("source", 60)
+
+
+def test_the_report_is_written_where_it_is_wanted(store, tmp_path):
+    out = tmp_path / "sub" / "report.html"
+    assert said(prints("report", store, "--out", str(out)))["report"] == str(out)
+    assert out.read_text() == (Path(store) / "report.html").read_text()
+    assert json.loads(prints("report", store, "--json")) == {"report": str(Path(store) / "report.html")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "{none}"), "there is no store at .*none: no such folder"),
+        (("status", "{tmp}"), "is not a store: a folder with a journal and checkpoints is wanted"),
+        (("history", "{store}", "--kind", "comit"), "no row is of kind 'comit'. Did you mean 'commit'"),
+        (("why", "{store}", "99"), "there is no window 99: the journal has windows 0 to 59. Something happened at "),
+        (
+            ("rollback", "{store}", "--to", "3"),
+            r"nothing was put in service at window 3; that happened at 0 ",
+        ),
+        (("resume", "{none}"), "there is no store at"),
+        (("run", "{none}"), "none cannot be read: No such file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_is_wrong_ends_with_code_2_and_one_line(arguments, message, store, tmp_path, ends):
+    places = {"store": store, "none": tmp_path / "none", "tmp": tmp_path}
+    code, out, err = ends(*(argument.format(**places) for argument in arguments))
+    assert code == 2 and not out and re.search(message, err) and err.startswith("homeostat: ") and err.count("\n") == 1
+
+
+def test_a_corrupt_row_ends_every_command_that_reads_it_with_code_2(store, ends):
+    connection = sqlite3.connect(Path(store) / "journal.sqlite")
+    with connection:
+        connection.execute("update journal set content = '{' where kind = 'commit'")
+    connection.close()
+    for command in (
+        ("history", store),
+        ("why", store, "30"),
+        ("status", store),
+        ("report", store),
+        ("rollback", store),
+    ):
+        code, out, err = ends(*command)
+        assert code == 2 and not out and re.search(r"row \d+ of the journal of .* is corrupt", err), command
+
+
+def test_an_interrupted_run_ends_with_code_130_says_how_to_go_on_and_goes_on(tmp_path):
+    """A real interrupt, to a process of its own, once it has served windows."""
+    long = {"repeat: 10": "repeat: 400", "../runs": "runs", "epochs: 15": "epochs: 1"}
+    (tmp_path / "long.yaml").write_text(quick(**long))
+    code = "import sys; from homeostat.cli import main; sys.argv = ['homeostat', 'run', 'long.yaml']; main()"
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    judged, store, until = (
+        tmp_path / "runs" / "digits" / "judged.jsonl",
+        tmp_path / "runs" / "digits",
+        time.monotonic() + 60,
+    )
+    while not judged.exists() and running.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert json.loads(prints("status", str(store), "--json"))["process"] == running.pid
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and not out and err == "\ninterrupted; to go on: homeostat resume runs/digits\n"
+    found = json.loads(prints("status", str(store), "--json"))
+    assert found["process"] is None and 0 < found["windows"] < found["of"] == 2388
+
+
+def test_status_needs_no_torch(store):
+    code = (
+        "import sys; from homeostat.cli import app; from typer.testing import CliRunner\n"
+        f"assert CliRunner().invoke(app, ['status', {store!r}]).exit_code == 0\n"
+        f"assert CliRunner().invoke(app, ['history', {store!r}]).exit_code == 0\n"
+        "print([m for m in ('torch', 'numpy', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # ------------------------------------------------------------------------------------------------------------ ends

@@ -26,6 +26,7 @@ from homeostat.core.world import World
 from homeostat.fit import Fit, Recipe
 from homeostat.loop import Loop, Monitor, Plan
 from homeostat.nn.optimizers import Adam
+from homeostat.probe import ShiftKind
 
 WINDOW = 25
 
@@ -110,7 +111,10 @@ def stream(phases: Sequence[tuple[Shift, int]], seed: int = 5) -> Tensors:
     return Tensors(made.x, made.y, meta=made.meta)
 
 
-PLAN = Plan(window=WINDOW, trial=3, verify=2, patience=6, retry=6, snapshot=7, monitor=Monitor(run_length=200, block=5))
+PLAN = Plan(
+    window=WINDOW, trial=3, verify=2, patience=6, retry=6, snapshot=7, monitor=Monitor(run_length=200, block=5),
+    diagnose=ShiftKind(simulations=24, reference=100),
+)  # fmt: skip
 
 
 def loop(

@@ -7,8 +7,18 @@ import torch
 from torch import nn
 
 from homeostat.adapt import BatchNormBlend
+from homeostat.loop.estimate import Estimate, Signs
 from homeostat.loop.trial import Trial
-from homeostat.loop.verify import Estimate
+
+
+class Against(Estimate):
+    """Says that the candidate harms, which is wrong here."""
+
+    def __init__(self) -> None:
+        self.known = True
+
+    def gain(self, signs: Signs) -> float:
+        return -1.0
 
 
 def committed(problem, folder):
@@ -38,7 +48,7 @@ def test_a_breach_during_a_trial_ends_the_trial_and_rolls_back(problem, tmp_path
 @pytest.mark.parametrize(("share", "rolls_back"), [(0, True), (1, False)])
 def test_labels_outweigh_an_estimate_against_what_is_served(problem, tmp_path, share, rolls_back):
     made = committed(problem, tmp_path)
-    made.repertoire._estimates["BatchNormBlend"] = Estimate(offset=-1.0)  # says it harms, which is wrong here
+    made.repertoire.estimate = lambda name, kinds: Against()
     start = made.progress.at
     data = problem.stream([(problem.DARK, start + 6)])
     made.run(data, labels=share * problem.WINDOW)

@@ -31,7 +31,10 @@ def test_ticks_are_few_and_lie_within(low, high, most):
 @pytest.mark.parametrize("width", [340, 1010])
 def test_labels_in_a_chart_do_not_lie_on_each_other(width):
     phases = [Span(10 * i, 10 * i + 9, f"{i + 1} a long name of a phase", str(i + 1)) for i in range(40)]
-    lanes = [Lane("alarm", "alarm", [Span(i, i, "alarm") for i in range(400)], "triangle")]
+    lanes = [
+        Lane("alarm", "alarm", [Span(i, i, "alarm") for i in range(400)], "triangle"),
+        Lane("retry", "rollback", [Span(i, i, "retry", "novel-class") for i in (0, 60, 70, 390)], "square"),
+    ]
     lines = [Line(np.linspace(0, 1, 400), "served")]
     chart = Chart("all", "right", np.arange(400) + 99_000, lines, phases, lanes, percent=True)
     svg = str(chart.svg(width))
@@ -47,3 +50,15 @@ def test_labels_in_a_chart_do_not_lie_on_each_other(width):
         assert all(end <= start + 1 for (_, end), (start, _) in pairwise(places)), places
     marks = [float(x) for x in re.findall(r'class="mark alarm"[^>]*translate\(([\d.]+)', svg)]
     assert min(np.diff(marks)) >= 8.9
+
+
+def test_what_a_mark_stands_for_is_written_beside_it_where_there_is_room():
+    spans = [
+        Span(i, i, f"alarm at {i}", name) for i, name in ((0, "label"), (50, "covariate"), (53, "none"), (99, "label"))
+    ]
+    chart = Chart("all", "", np.arange(100), [], (), [Lane("alarm", "alarm", spans, "triangle")], height=0)
+    written = [words for style, *_, words in TEXT.findall(str(chart.svg(1010))) if style == "mark-name"]
+    assert written == ["label", "none"], "no room before the next mark, nor before the edge"
+    near = [Span(i, i, "alarm", "label") for i in (10, 11)]
+    merged = Chart("all", "", np.arange(1000), [], (), [Lane("alarm", "alarm", near, "triangle")], height=0)
+    assert [words for style, *_, words in TEXT.findall(str(merged.svg(1010))) if style == "mark-name"] == ["label"]

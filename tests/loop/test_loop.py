@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -218,8 +212,8 @@ def test_a_candidate_that_fails_on_simulated_shifts_has_no_estimate_and_the_loop
     remedies = (LoopTestFusing(4, "nan"), LoopTestFusing(4, "ours"), BLEND)
     with problem.loop(tmp_path, problem.net, remedies, simulate=problem.SIMULATED) as loop:
         names = list(loop.repertoire.remedies)
-        margins = [loop.repertoire.estimate(name).margin for name in names]
-        assert margins[:2] == [math.inf, math.inf] and margins[2] < 0.1
+        estimates = [loop.repertoire.estimate(name) for name in names]
+        assert [estimate.known for estimate in estimates] == [False, False, True]
         loop.run(drift)
         assert [row.content["to"] for row in rows(loop, "commit")] == ["BatchNormBlend"]
 
@@ -228,7 +222,8 @@ def test_candidates_whose_needs_the_loop_cannot_meet_are_left_out(problem, drift
     with problem.loop(tmp_path, problem.net, (LoopTestNosy(), BLEND)) as loop:
         loop.run(drift, labels=8)
         (proposed, *_) = rows(loop, "propose")
-        assert proposed.content == {"tried": ["BatchNormBlend"], "left": ["LoopTestNosy"]}
+        assert proposed.content["tried"] == ["BatchNormBlend"] and list(proposed.content["left"]) == ["LoopTestNosy"]
+        assert "parts.cloud" in proposed.content["left"]["LoopTestNosy"]
         assert [row.content["to"] for row in rows(loop, "commit")] == ["BatchNormBlend"]
 
 
@@ -330,7 +325,7 @@ def test_samples_from_before_without_a_label_are_left_out(problem, tmp_path):
     batch = problem.images(200, 2).load()
     y = torch.where(torch.arange(200) % 2 == 0, UNKNOWN, batch.labels)
     with problem.loop(tmp_path, problem.net, world=World(source=Tensors(batch.x, y))) as loop:
-        assert loop.right_before == 1.0 and len(loop.repertoire.before) == 100
+        assert loop.controller.error_before == 0.0 and len(loop.repertoire.before) == 100
 
 
 # -- stop and go on
@@ -341,7 +336,7 @@ def same_tensors(a: nn.Module, b: nn.Module) -> bool:
     return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("at", [1, 10, 13, 21])
+@pytest.mark.parametrize("at", [1, 9, 12, 21])
 def test_a_loop_that_was_stopped_goes_on_as_if_it_had_not(problem, tmp_path, at):
     plan = problem.PLAN.replace(anchor=1.0, retry=3)
     stream = problem.stream([(problem.CLEAN, 5), (problem.DARK, 12), (problem.CLEAN, 12)])
@@ -349,7 +344,7 @@ def test_a_loop_that_was_stopped_goes_on_as_if_it_had_not(problem, tmp_path, at)
     with problem.loop(tmp_path / "whole", problem.net, remedies, plan=plan) as whole:
         whole.run(stream, labels=8)
         expected = problem.told(whole)
-    assert next(row[0] for row in expected if row[1] == "commit") in (10, 11, 12, 13)
+    assert next(row[0] for row in expected if row[1] == "commit") in (8, 9, 10, 11), "the second stop is in a trial"
 
     class Stopped(Exception):
         pass
@@ -366,23 +361,7 @@ def test_a_loop_that_was_stopped_goes_on_as_if_it_had_not(problem, tmp_path, at)
         second.run(stream, labels=8)
         assert problem.told(second) == expected
         assert same_tensors(second.state, whole.state) and second.progress == whole.progress
-        assert [len(b) for b in second.recent] == [problem.WINDOW] * plan.trial
-
-
-def test_a_loop_killed_at_random_moments_loses_nothing_that_was_committed(tmp_path):
-    """Five times SIGKILL; `killed.py` compares journal and weights with those of a run that was left alone."""
-    program = [sys.executable, str(Path(__file__).with_name("killed.py")), str(tmp_path), "3"]
-    paths = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    assert told["kinds"].count("commit") >= 2 and len(told["tries"]) == 5
-    for tried in told["tries"]:
-        assert tried["signal"] == 9 and tried["refused"], "another process was refused with the pid while it ran"
-        assert tried["resumed"] <= tried["killed"] + 1 and tried["served"] == tried["said"]
-        assert tried["same"], tried
-    assert any(tried["switches"] > 1 for tried in told["tries"])
+        assert [len(b) for b in second.controller.recent] == [problem.WINDOW] * plan.kept
 
 
 def test_a_commit_is_in_the_journal_only_together_with_the_state_that_serves_it(problem, drift, tmp_path, monkeypatch):
@@ -435,7 +414,9 @@ def test_a_network_of_a_foreign_class_that_takes_a_tree_is_served_committed_and_
             first.step(part.replace(y=None))
         first.snapshot()
     with problem.loop(tmp_path / "parts", net, world=world) as second:
-        assert second.progress.at == 3 and torch.equal(second.recent[0].x["image"], first.recent[0].x["image"])
+        assert second.progress.at == 3 and torch.equal(
+            second.controller.recent[0].x["image"], first.controller.recent[0].x["image"]
+        )
         second.run(stream, labels=8)
         assert [row[1] for row in problem.told(second) if row[1] != "snapshot"] == [
             row[1] for row in expected if row[1] != "snapshot"
@@ -481,7 +462,7 @@ def test_a_snapshot_taken_between_serving_and_learning_does_not_lose_the_one_bef
     with problem.loop(tmp_path, problem.net) as loop:
         for batch in problem.stream([(problem.CLEAN, 7)]).batches(problem.WINDOW):
             loop.step(batch)
-        loop.state.carry["center"] += 0.25
+        loop.state.carry["monitor.entropy.center"] += 0.25
         loop.snapshot()
     with problem.loop(tmp_path, problem.net) as loop:
         assert loop.progress.at == 7

@@ -2,225 +2,484 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
+from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from homeostat.core.errors import InputError, SpecError
+from homeostat.core.errors import InputError, NonFiniteError, SpecError
 from homeostat.core.online import Bag
-from homeostat.loop.monitor import Monitor, bet_size, e_cusum, normalised_entropy
+from homeostat.core.probe import Outputs
+from homeostat.loop.monitor import HISTORY, STAKES, Monitor, normalised_entropy, shiryaev_roberts
+from homeostat.loop.neighbours import LAGS, block_length, block_means, dependence, likeness, likeness_between, pairs_of
+from homeostat.loop.scores import (
+    CLASSES,
+    KEPT,
+    Scores,
+    away,
+    mid_ranks,
+    order_statistics,
+    principal_axes,
+    ranked_among,
+)
+from homeostat.probe.intervals import wilson
 
-WINDOW = 20
-CENTER = 0.3
+WINDOW = 40
 
 
-def begun(monitor: Monitor, error: float | None = 0.2) -> Bag:
+def draws(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def stream(
+    count: int,
+    seed: int,
+    *,
+    alike: int = 1,
+    sure: float = 2.0,
+    shares: tuple[float, ...] = (1, 1, 1, 1),
+    moved: float = 0.0,
+) -> Outputs:
+    """Outputs of a network on four classes; runs of `alike` samples have one class and one difficulty."""
+    g, runs = draws(seed), count // alike + 2
+    low = int(torch.randint(alike, (1,), generator=g))
+    y = torch.multinomial(torch.tensor(shares, dtype=torch.float), runs, True, generator=g)
+    hard = sure * 2 * torch.rand(runs, generator=g)
+    y, hard = (t.repeat_interleave(alike)[low : low + count] for t in (y, hard))
+    z = (0.3 if alike == 1 else 0.05) * torch.randn(count, 4, generator=g)
+    z[torch.arange(count), y] += hard
+    features = torch.randn(count, 12, generator=g) * torch.linspace(2, 0.2, 12)
+    features[:, -1] += moved
+    return Outputs(z, None, torch.arange(count), features=features)
+
+
+def begun(monitor: Monitor, count: int = 400, seed: int = 0, error: float | None = 0.2, **how) -> Bag:
     state = Bag()
-    monitor.begin(CENTER + 0.1 * torch.linspace(-1, 1, 200), error, state)
+    monitor.begin(stream(count, seed, **how), state, error)
     return state
 
 
-def bounds(state: Bag) -> list[float]:
-    """Upper bounds of the entropy, of one minus the entropy, and of the error."""
-    return state["bounds"].tolist()
+def errors(detectors: int) -> float:
+    """Standard errors that cover two of one detector where there are several."""
+    return -float(ndtri(ndtr(-2.0) / detectors))
 
 
-def coins(mean: float, draws: torch.Generator) -> Tensor:
-    """The most variable numbers in 0..1 of this mean."""
-    return (torch.rand(WINDOW, generator=draws) < mean).float()
+def windows(seen: Outputs, size: int = WINDOW) -> list[Outputs]:
+    return [seen[low : low + size] for low in range(0, len(seen) - size + 1, size)]
 
 
-def spread(mean: float, draws: torch.Generator) -> Tensor:
-    return mean + 0.8 * min(mean, 1 - mean) * (2 * torch.rand(WINDOW, generator=draws) - 1)
+def coins(mean: float, count: int, seed: int) -> Tensor:
+    return (torch.rand(count, generator=draws(seed)) < mean).long()
 
 
-def alike(values: Tensor, block: int) -> Tensor:
-    """Runs of equal numbers, as long as a block."""
-    return values[::block].repeat_interleave(block)
+def first_alarms(values: Tensor, bound: float, run_length: int) -> Tensor:
+    """First window, by simulation, whose average of two directions passes; `[windows, 2, simulations, observed]`."""
+    capital = torch.zeros(2, values.shape[2], len(STAKES), dtype=torch.float64)
+    first = torch.full((values.shape[2],), len(values), dtype=torch.float64)
+    for t, observed in enumerate(values, start=1):
+        capital = shiryaev_roberts(capital, observed, torch.full(capital.shape[:2], bound, dtype=torch.float64))
+        first[(capital.mean((0, 2)) >= run_length) & (first == len(values))] = t
+    return first
 
 
-def false_alarms(monitor: Monitor, draw, windows: int, seed: int, lower: bool = False, run: int = 1) -> int:
-    """Alarms on a stream that is as far off as the null hypothesis allows: its means are the bounds themselves."""
-    state, draws = begun(monitor), torch.Generator().manual_seed(seed)
-    upper, under, error = bounds(state)
-    count = 0
-    for _ in range(windows):
-        entropy = alike(draw(1 - under if lower else upper, draws), run)
-        wrong = alike(coins(error, draws), run)
-        count += monitor.look(entropy, wrong, state) is not None
-    return count
+def at_most(first: Tensor) -> float:
+    """Upper 99.5 % bound of the average run length (cut at the length of the simulation, so it can only be too low)."""
+    return float(first.mean() + 2.6 * first.std() / math.sqrt(len(first)))
 
 
-# -- false alarms
+# -- false alarms: the stated average run length
 
 
-@pytest.mark.parametrize(
-    ("block", "run", "draw", "lower"),
-    [(10, 1, coins, False), (10, 10, coins, False), (5, 5, spread, False), (5, 1, coins, True)],
-)
-def test_the_average_run_length_between_false_alarms_is_at_least_what_is_promised(block, run, draw, lower):
-    length, windows = 50, 5000
-    found = false_alarms(Monitor(run_length=length, block=block), draw, windows, seed=block + run, lower=lower, run=run)
-    # A renewal count of mean at most windows / length; three deviations of a Poisson above it is already wrong.
-    assert found <= windows / length + 3 * math.sqrt(windows / length)
+@pytest.mark.parametrize(("observations", "bound"), [(1, 0.55), (20, 0.55), (20, 0.1), (4, 0.9)])
+def test_the_average_run_length_is_kept_where_every_mean_is_the_bound_itself(observations, bound):
+    coin = (torch.rand(500, 2, 300, observations, generator=draws(1)) < bound).double()
+    first = first_alarms(coin, bound, 60)
+    assert at_most(first) >= 60
+    assert first.median() < 500, "else nothing was tested"
 
 
-def test_the_same_count_finds_a_block_that_is_shorter_than_the_likeness_of_neighbours():
-    length, windows = 5, 1500
-    honest = false_alarms(Monitor(run_length=length, block=20), coins, windows, seed=3, run=20)
-    wrong = false_alarms(Monitor(run_length=length, block=1), coins, windows, seed=3, run=20)
-    assert honest <= windows / length + 3 * math.sqrt(windows / length) and wrong > 3 * max(honest, 1)
+def test_the_capital_grows_by_no_more_than_one_a_window_under_the_null_hypothesis():
+    coin = (torch.rand(20, 2, 4000, 3, generator=draws(2)) < 0.3).double()
+    capital = torch.zeros(2, 4000, len(STAKES), dtype=torch.float64)
+    for t, observed in enumerate(coin, start=1):
+        capital = shiryaev_roberts(capital, observed, torch.full((2, 4000), 0.3, dtype=torch.float64))
+        each = capital.mean((0, 2))
+        assert float(each.mean()) <= t + 4 * float(each.std()) / math.sqrt(4000)
 
 
-def test_a_stream_like_the_reference_raises_no_alarm_in_a_thousand_windows():
-    monitor, draws = Monitor(run_length=50), torch.Generator().manual_seed(4)
+def test_runs_of_equal_samples_keep_it_in_blocks_and_break_it_one_by_one():
+    runs = (torch.rand(400, 2, 200, 4, generator=draws(3)) < 0.55).double().repeat_interleave(10, -1)
+    blocks = runs.unflatten(-1, (4, 10)).mean(-1)
+    assert at_most(first_alarms(blocks, 0.55, 60)) >= 60
+    assert at_most(first_alarms(runs, 0.55, 60)) < 60, "or blocks would not be needed"
+
+
+@pytest.mark.parametrize("size", [50, 200, 1000])
+def test_it_is_kept_against_references_that_are_themselves_samples(size):
+    """Ranks among another reference for each simulation, in windows like those of the reference's own distribution."""
+    bound = float(begun(Monitor(effect=1e-9), size)["monitor.entropy.bounds"][0])
+    assert bound == pytest.approx(0.5 + errors(3) / math.sqrt(12 * size))
+    g = draws(size)
+    known = torch.rand(150, size, generator=g).sort(-1).values
+    ranks = torch.stack([mid_ranks(known, torch.rand(150, 20, generator=g)) for _ in range(300)])
+    first = first_alarms(torch.stack([ranks, 1 - ranks], 1), bound, 60)
+    assert at_most(first) >= 60
+
+
+def counted(monitor: Monitor, references: int, size: int, looks: int, window: int = WINDOW, alike: int = 1) -> int:
+    alarms = 0
+    for seed in range(references):
+        state = begun(monitor, size, seed)
+        for t, seen in enumerate(windows(stream(looks * window, 100 + seed, alike=alike), window)):
+            alarms += monitor.look(seen, coins(0.2, 5, 1000 * seed + t), state) is not None
+    return alarms
+
+
+@pytest.mark.parametrize("size", [50, 200, 1000])
+def test_all_signals_together_keep_it_on_independent_streams(size):
+    assert counted(Monitor(run_length=10), 3, size, 40) <= 3 * 40 / 10
+
+
+@pytest.mark.parametrize(("block", "alike"), [(None, 4), (None, 10), (16, 8)])
+def test_all_signals_together_keep_it_on_streams_of_runs(block, alike):
+    assert counted(Monitor(run_length=10, block=block), 3, 300, 40, 80, alike) <= 3 * 40 / 10
+
+
+def test_without_blocks_runs_would_raise_many_false_alarms():
+    assert counted(Monitor(run_length=10, block=1), 2, 300, 40, 80, 10) > 2 * 2 * 40 / 10
+
+
+def test_a_change_smaller_than_the_effect_raises_no_alarm_and_is_seen_by_a_keener_monitor():
+    signals = ("entropy", "confidence")
+    later = windows(stream(100 * WINDOW, 5, sure=1.8))
+    blunt, keen = Monitor(effect=0.15, share=0.15, signals=signals), Monitor(effect=0.01, share=0.01, signals=signals)
+    states = begun(blunt, 1000), begun(keen, 1000)
+    assert not any(blunt.look(seen, None, states[0]) for seen in later)
+    assert any(keen.look(seen, None, states[1]) for seen in later)
+
+
+def test_a_stream_without_labels_gathers_no_evidence_about_errors():
+    monitor = Monitor(run_length=10, signals=("error",))
     state = begun(monitor)
-    looks = [monitor.look(spread(CENTER, draws), coins(0.2, draws), state) for _ in range(1000)]
-    assert looks == [None] * 1000
-
-
-def test_a_change_smaller_than_the_effect_raises_no_alarm():
-    monitor, draws = Monitor(run_length=50, effect=0.1, harm=0.15), torch.Generator().manual_seed(5)
-    for mean in (CENTER + 0.08, CENTER - 0.08):
-        state = begun(monitor)
-        assert not any(monitor.look(spread(mean, draws), coins(0.33, draws), state) for _ in range(600))
-    state, small = begun(Monitor(effect=0.03)), Monitor(effect=0.03)
-    assert any(small.look(spread(CENTER + 0.08, draws), None, state) for _ in range(600)), "it is a change all the same"
-
-
-def test_the_capital_is_a_supermartingale_under_the_null_hypothesis():
-    draws = torch.Generator().manual_seed(6)
-    bound, ends = 0.3, []
-    for _ in range(2000):
-        capital, total, squares = 1.0, 0.1, 0.1
-        for value in (torch.rand(20, generator=draws) < bound).double().tolist():
-            grown = e_cusum(1.0, value, bound, bet_size(total, squares, bound))
-            capital, total, squares = capital * grown, total + value - bound, squares + (value - bound) ** 2
-        ends.append(capital)
-    mean = torch.tensor(ends)
-    assert mean.mean() <= 1 + 4 * mean.std() / math.sqrt(len(ends))
+    assert not any(monitor.look(seen, None, state) for seen in windows(stream(50 * WINDOW, 6)))
+    assert monitor.evidence(state)["error"]["capital"] == 0.0
 
 
 # -- real changes
 
 
 @pytest.mark.parametrize(
-    ("mean", "kind", "within"), [(0.6, "uncertain", 12), (0.45, "uncertain", 26), (0.15, "certain", 42)]
+    ("kind", "how", "wrong", "within"),
+    [
+        ("uncertain", {"sure": 0.7}, 0.2, 5),
+        ("certain", {"sure": 5.0}, 0.2, 5),
+        ("features", {"moved": 1.0}, 0.2, 3),
+        ("classes", {"shares": (5, 1, 1, 1)}, 0.2, 3),
+        ("error", {}, 0.7, 8),
+    ],
 )
-def test_a_shift_of_the_mean_is_found_within_so_many_windows(mean, kind, within):
+def test_a_change_is_found_within_so_many_windows_and_named(kind, how, wrong, within):
     monitor = Monitor(run_length=500)
-    for seed in range(20):
-        draws, state = torch.Generator().manual_seed(seed), begun(monitor)
-        for _ in range(10):
-            assert monitor.look(spread(CENTER, draws), None, state) is None
-        looks = [monitor.look(spread(mean, draws), None, state) for _ in range(within)]
-        found = [(late, finding) for late, finding in enumerate(looks, start=1) if finding is not None]
-        assert found, f"seed {seed}: nothing found"
-        late, finding = found[0]
-        assert finding.kind == kind and finding.detected and abs(finding.effect - abs(mean - CENTER)) < 0.15
-        # Evidence may have begun to gather by chance before the shift.
-        assert finding.since is not None and 1 <= finding.since <= late + 10
-        assert finding.p_value is not None and 0 < finding.p_value <= 1 / (3 * 500 * 2)
+    for seed in range(3):
+        state = begun(monitor, seed=seed)
+        for t, seen in enumerate(windows(stream(12 * WINDOW, 10 + seed))):
+            assert monitor.look(seen, coins(0.2, 10, t), state) is None
+        for late, seen in enumerate(windows(stream(within * WINDOW, 20 + seed, **how)), start=1):
+            if (finding := monitor.look(seen, coins(wrong, 10, 50 + late + 10 * seed), state)) is not None:
+                break
+        else:
+            pytest.fail(f"seed {seed}: nothing found in {within} windows")
+        assert finding.effect is not None and finding.since is not None and finding.p_value is not None
+        assert finding.kind == kind and finding.detected and finding.effect > 0.05
+        assert abs(finding.since - late) <= 1 and 0 < finding.p_value <= 1 / 500
+        estimate, low, high = monitor.since(state, kind)
+        assert estimate == finding.since and 1 <= low <= estimate <= high <= 12 + late
+        if kind == "classes":
+            assert finding.subjects[0] == 0 and "class 0 in 6" in finding.text and "was 2" in finding.text
+        words = {"uncertain": "less certain", "certain": "more certain", "features": "features are unlike"}
+        assert words.get(kind, "") in finding.text
+        assert kind != "error" or "labels disagree (was 20%)" in finding.text
 
 
-def test_labels_that_disagree_raise_the_alarm_though_the_entropy_stays():
-    monitor, draws = Monitor(run_length=500), torch.Generator().manual_seed(7)
+def test_few_samples_far_out_are_found_by_the_tenth_that_is_least_certain():
+    """A fifth of the samples is as uncertain as can be: the mean rank moves by a tenth, the tail's share doubles."""
+    monitor = Monitor(signals=("entropy",), effect=0.15, share=0.05)
+    state = begun(monitor, 1000)
+    seen = stream(10 * WINDOW, 30)
+    seen.logits[::5] = 0.0
+    findings = [f for window in windows(seen) if (f := monitor.look(window, None, state)) is not None]
+    assert findings and findings[0].kind == "uncertain" and "entropy so high that 10% had it before" in findings[0].text
+
+
+def test_the_time_of_a_change_is_found_far_back_and_its_interval_covers_it():
+    covered = 0
+    for seed in range(6):
+        monitor = Monitor(run_length=10**12, signals=("entropy",))  # an alarm comes late, when there is much to go by
+        state = begun(monitor, seed=seed)
+        for seen in windows(stream(10 * WINDOW, 40 + seed)) + windows(stream(6 * WINDOW, 60 + seed, sure=1.4)):
+            monitor.look(seen, None, state)
+        estimate, low, high = monitor.since(state, "uncertain")
+        covered += low <= 6 <= high
+        assert abs(estimate - 6) <= 4 and high - low <= 12
+    assert covered >= 5
+
+
+def test_an_alarm_starts_the_detectors_afresh_and_keeps_what_was_seen():
+    monitor = Monitor(run_length=50)
     state = begun(monitor)
-    quiet = [monitor.look(spread(CENTER, draws), coins(0.2, draws)[:10], state) for _ in range(20)]
-    looks = [monitor.look(spread(CENTER, draws), coins(0.6, draws)[:10], state) for _ in range(20)]
-    finding = next(f for f in looks if f is not None)
-    assert quiet == [None] * 20 and finding.kind == "error" and "errors rose" in finding.text
-    assert not any(monitor.look(spread(CENTER, draws), None, state) for _ in range(20)), "without labels it is quiet"
+    later = windows(stream(12 * WINDOW, 70, sure=0.7))
+    looks = [monitor.look(seen, None, state) for seen in later]
+    alarms = [t for t, finding in enumerate(looks) if finding is not None]
+    assert len(alarms) >= 2, "the shift stays, and so do its alarms"
+    assert looks[alarms[-1]].since == alarms[-1] + 1, "all windows since the reference are shifted"
 
 
-def test_the_alarm_goes_off_at_the_stated_threshold_and_the_detectors_start_afresh():
-    """By hand: window after window of ones, one block each, so that every step is known."""
-    monitor = Monitor(run_length=10, block=WINDOW)
-    state = begun(monitor, None)
-    bound = bounds(state)[0]
-    capital, total, squares, steps = 1.0, 0.0, 0.0, 0
-    while capital < 3 * 10 * 1:
-        bet = min(max((total + 0.03) / (squares + 0.03**2 + 0.01), 0.0), 0.75 / bound)
-        capital = max(capital, 1.0) * (1 + bet * (1 - bound))
-        total, squares, steps = total + 1 - bound, squares + (1 - bound) ** 2, steps + 1
-    for _ in range(3):
-        looks = [monitor.look(torch.ones(WINDOW), None, state) for _ in range(steps)]
-        assert looks[:-1] == [None] * (steps - 1) and looks[-1] is not None
-        assert looks[-1].p_value == pytest.approx(1 / capital) and looks[-1].since == steps
-        assert state["detectors"].tolist() == [[1.0, 0.0, 0.0, 0.0]] * 3
+# -- by hand
 
 
-def test_more_observations_a_window_raise_the_threshold_in_proportion():
-    seen = {}
-    for block in (1, 4, 20):
-        monitor = Monitor(run_length=7, block=block)
-        state = begun(monitor, None)
-        finding = None
-        while finding is None:
-            finding = monitor.look(torch.ones(WINDOW), None, state)
-        seen[block] = 1 / finding.p_value
-        assert seen[block] >= 3 * 7 * (WINDOW // block)
+def test_one_window_of_the_capital_by_hand():
+    before = torch.tensor([[0.0, 3.0]], dtype=torch.float64)
+    after = shiryaev_roberts(
+        before, torch.tensor([[1.0, 0.25]]).double(), torch.tensor([0.5]).double(), torch.tensor([0.5, 0.2]).double()
+    )
+    assert after[0].tolist() == pytest.approx([1 * 1.5 * 0.75, 4 * 1.2 * 0.9])
+    half = torch.tensor([0.5], dtype=torch.float64)
+    assert torch.equal(shiryaev_roberts(before, torch.zeros(1, 0).double(), half, STAKES[:2]), before)
+    dead = shiryaev_roberts(before, torch.ones(1, 4).double(), torch.tensor([math.inf]).double(), STAKES[:2])
+    assert bool((dead < before + 1).all()), "an infinite bound only loses"
 
 
-@pytest.mark.parametrize(
-    ("capital", "value", "bet", "after"),
-    [(1.0, 0.9, 1.0, 1.5), (0.2, 0.9, 1.0, 1.5), (4.0, 0.4, 2.0, 4.0), (2.0, 0.0, 2.0, 0.4), (8.0, 1.0, 0.5, 10.4)],
-)
-def test_one_step_of_the_capital_by_hand(capital, value, bet, after):
-    assert e_cusum(capital, value, 0.4, bet) == pytest.approx(after)
+def test_the_alarm_goes_off_when_the_average_capital_reaches_the_run_length():
+    monitor = Monitor(run_length=300)
+    state = begun(monitor)
+    for seen in windows(stream(40 * WINDOW, 80, sure=1.4)):
+        names = [name for name in monitor.evidence(state) if name != "all"]
+        before = Bag({name: state[name].clone() for name in state})
+        finding = monitor.look(seen, None, state)
+        if finding is not None:
+            break
+        told = monitor.evidence(state)
+        assert told["all"]["capital"] < 300
+        assert told["all"]["capital"] == pytest.approx(sum(told[n]["capital"] for n in names) / len(names), rel=1e-3)
+    patient = Monitor(run_length=10**9)
+    patient.look(seen, None, before)
+    assert patient.evidence(before)["all"]["capital"] == pytest.approx(1 / finding.p_value, rel=1e-3)
+    assert 1 / finding.p_value >= 300 and monitor.evidence(state)["all"]["capital"] >= 300
 
 
-@pytest.mark.parametrize(("total", "bet"), [(-1.0, 0.0), (0.0, 0.0), (0.1, 0.5), (100.0, 0.75 / 0.4)])
-def test_a_bet_is_never_negative_and_never_risks_ruin(total, bet):
-    assert bet_size(total, 0.2, 0.4) == pytest.approx(bet)
-    assert e_cusum(1.0, 0.0, 0.4, bet_size(total, 0.2, 0.4)) >= 0.25 - 1e-12
+def test_the_evidence_says_capital_threshold_and_bound_and_is_ready_for_json():
+    monitor = Monitor(run_length=200, effect=0.02, harm=0.04)
+    state = begun(monitor, 100)
+    monitor.look(stream(WINDOW, 1), None, state)
+    told = json.loads(json.dumps(monitor.evidence(state)))
+    assert list(told) == ["entropy", "confidence", "features", "classes", "error", "all"]
+    assert {told[name]["threshold"] for name in list(told)[:-1]} == {1000} and told["all"]["threshold"] == 200
+    assert told["entropy"]["bound"] == pytest.approx(0.5 + errors(3) / math.sqrt(12 * 100) + 0.02, abs=1e-4)
+    assert told["features"]["bound"] == pytest.approx(0.5 + errors(18) / math.sqrt(12 * 50) + 0.02, abs=1e-4)
+    assert told["error"]["bound"] == pytest.approx(wilson(20, 100, 0.9545).high + 0.04, abs=1e-4)
+    assert len(json.dumps(told)) < 500
 
 
-# -- calibration
+# -- calibration and state
 
 
-def test_bounds_are_the_mean_its_doubt_and_the_effect():
-    reference = CENTER + 0.1 * torch.linspace(-1, 1, 200)
-    doubt = 2 * reference.std().item() / math.sqrt(200)
-    state = begun(Monitor(effect=0.02, harm=0.04), 0.25)
-    expected = [CENTER + doubt + 0.02, 1 - CENTER + doubt + 0.02, 0.25 + 2 * math.sqrt(0.25 * 0.75 / 200) + 0.04]
-    assert bounds(state) == pytest.approx(expected)
-    certain, sure = Monitor(), Bag()
-    certain.begin(torch.zeros(100), 1.0, sure)
-    assert bounds(sure) == pytest.approx([0.03, 1.0, 1.0]), "a bound is never above 1"
-    assert not any(certain.look(torch.zeros(WINDOW), torch.ones(WINDOW), sure) for _ in range(200))
+def test_bounds_that_no_share_can_pass_leave_the_average():
+    monitor = Monitor(signals=("classes",))
+    state = begun(monitor, shares=(1, 1, 1, 0))
+    alive = state["monitor.classes.weights"] > 0
+    gone = state["monitor.sensor.classes"].tolist().index(3)
+    assert alive.tolist() == [True] * 4 + [place != gone for place in range(4)], "an absent class cannot get rarer"
+    assert not any(monitor.look(seen, None, state) for seen in windows(stream(60 * WINDOW, 90, shares=(1, 1, 1, 0))))
+    always = Monitor(run_length=5, signals=("error",))
+    state = begun(always, error=1.0)
+    assert not any(always.look(stream(WINDOW, 1), torch.ones(9), state) for _ in range(40))
+
+
+def test_the_error_before_is_taken_from_labels_where_it_is_not_given():
+    before = stream(200, 1)
+    y = before.logits.argmax(-1)
+    y[:30] = (y[:30] + 1) % 4
+    y[150:] = -100
+    labelled = Outputs(before.logits, y, before.id)
+    state = Bag()
+    Monitor().begin(labelled, state)
+    assert float(state["monitor.error.center"]) == pytest.approx(30 / 150)
+    for unknown in (None, torch.full_like(y, -100)):
+        absent = Outputs(before.logits, unknown, before.id)
+        Monitor().begin(absent, state)
+        assert "error" not in Monitor().evidence(state), "what was not measured cannot rise"
+        assert Monitor().look(stream(WINDOW, 2), torch.ones(WINDOW), state) is None
+
+
+def test_a_reference_in_order_whose_neighbours_are_alike_widens_the_bounds():
+    runs, mixed = stream(400, 3, alike=10), stream(400, 3)
+    bounds = []
+    for before, ordered in ((runs, True), (runs, False), (mixed, True)):
+        state = Bag()
+        Monitor().begin(before, state, ordered=ordered)
+        bounds.append(float(state["monitor.entropy.bounds"][0]) - 0.53)
+    assert bounds[0] > 2 * bounds[1] and bounds[2] < 1.5 * bounds[1]
+
+
+def test_a_new_beginning_forgets_the_windows_and_remembers_how_alike_neighbours_are():
+    monitor = Monitor()
+    state = begun(monitor)
+    for seen in windows(stream(20 * WINDOW, 4, alike=8)):
+        monitor.look(seen, None, state)
+    products = state["monitor.alike.classes"].clone()
+    monitor.begin(stream(100, 5), state, 0.2)
+    assert len(state["monitor.history"]) == 0 and torch.equal(state["monitor.alike.classes"], products)
+    assert set(state) == {name for name in state if name.startswith("monitor.")}
+
+
+def test_windows_without_features_leave_what_is_known_of_features_alone():
+    monitor, bare = Monitor(), stream(WINDOW, 6)
+    state = begun(monitor)
+    monitor.look(stream(WINDOW, 7), None, state)
+    before = state["monitor.features.capital"].clone()
+    monitor.look(Outputs(bare.logits, None, bare.id), None, state)
+    assert torch.equal(state["monitor.features.capital"], before)
+    monitor.look(stream(WINDOW, 7), None, state)
+    assert not torch.equal(state["monitor.features.capital"], before)
+
+
+def test_state_that_was_kept_goes_on_as_if_it_had_not_stopped():
+    monitor = Monitor(run_length=100)
+    seen = windows(stream(12 * WINDOW, 8)) + windows(stream(12 * WINDOW, 9, sure=1.2))
+    straight, stopped = begun(monitor), begun(monitor)
+    whole = [monitor.look(window, None, straight) for window in seen]
+    parts = []
+    for window in seen:
+        stopped = Bag({name: stopped[name].clone() for name in stopped})
+        parts.append(Monitor(run_length=100).look(window, None, stopped))
+    assert whole == parts and any(whole)
+
+
+def test_the_state_stays_small_for_a_large_reference_and_wide_features():
+    g = draws(11)
+    logits, features = torch.randn(10_000, 40, generator=g), torch.randn(10_000, 512, generator=g)
+    before = Outputs(logits, None, torch.arange(10_000), features=features)
+    monitor, state = Monitor(), Bag()
+    monitor.begin(before, state, 0.1)
+    state["monitor.history"] = torch.ones(HISTORY, state["monitor.history"].shape[1])
+    for low in range(0, 300, 100):
+        monitor.look(before[low : low + 100], None, state)
+    assert len(state["monitor.history"]) == HISTORY and state["monitor.history"][-4:, 0].tolist() == [1, 100, 100, 100]
+    assert sum(state[name].numel() * state[name].element_size() for name in state) < 150_000
 
 
 @pytest.mark.parametrize("count", [0, 1, 49])
 def test_a_reference_that_is_too_small_is_refused(count):
     with pytest.raises(InputError, match=f"{count} samples; at least 50"):
-        Monitor().begin(torch.rand(count), None, Bag())
-    Monitor().begin(torch.rand(50), None, Bag())
+        Monitor().begin(stream(60, 1)[:count], Bag())
+    Monitor().begin(stream(50, 1), Bag())
 
 
-def test_state_that_was_kept_goes_on_as_if_it_had_not_stopped():
-    monitor, draws = Monitor(run_length=500), torch.Generator().manual_seed(8)
-    windows = [spread(0.4, draws) for _ in range(40)]
-    straight, stopped = begun(monitor), begun(monitor)
-    whole = [monitor.look(window, None, straight) for window in windows]
-    parts = []
-    for window in windows:
-        stopped = Bag({name: stopped[name].clone() for name in stopped})
-        parts.append(monitor.look(window, None, stopped))
-    assert whole == parts and any(whole)
+def test_what_does_not_fit_is_refused():
+    monitor = Monitor()
+    state = begun(monitor)
+    seen = stream(WINDOW, 1)
+    with pytest.raises(InputError, match="begun with 4 classes; these outputs have 3"):
+        monitor.look(Outputs(seen.logits[:, :3], None, seen.id), None, state)
+    with pytest.raises(InputError, match="prepared for 12 features; these data have 11"):
+        monitor.look(Outputs(seen.logits, None, seen.id, features=seen.features[:, 1:]), None, state)
+    with pytest.raises(NonFiniteError, match="1 samples hold NaN"):
+        seen.logits[3, 1] = math.nan
+        monitor.look(seen, None, state)
+    with pytest.raises(InputError, match="nothing to say about 'novel'"):
+        monitor.since(state, "novel")
+    for wrong in (
+        {"run_length": 0}, {"block": 0}, {"effect": 0.0}, {"harm": -0.1}, {"share": 0.0}, {"signals": ()},
+        {"signals": ("entropy", "entropy")}, {"signals": ("entropie",)},
+    ):  # fmt: skip
+        with pytest.raises(SpecError):
+            Monitor(**wrong)
+
+
+# -- what it is made of
 
 
 def test_entropy_is_nought_when_sure_and_one_when_all_classes_are_alike():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1000.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1000.0, -1000.0]])
     assert normalised_entropy(logits).tolist() == pytest.approx([1.0, 0.0, 0.5])
-    log_p = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    ruled_out = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]])
+    assert normalised_entropy(ruled_out).tolist() == pytest.approx([0.5])
+    log_p = torch.randn(6, 5, generator=draws(1)).log_softmax(-1)
     expected = torch.distributions.Categorical(log_p.exp()).entropy() / math.log(5)
     assert torch.allclose(normalised_entropy(log_p), expected)
 
 
-def test_settings_out_of_range_are_refused():
-    for wrong in ({"run_length": 0}, {"block": 0}, {"effect": 0.0}, {"harm": -0.1}):
-        with pytest.raises(SpecError):
-            Monitor(**wrong)
+def test_few_order_statistics_give_nearly_the_ranks_of_all():
+    values = torch.randn(1, 20_000, generator=draws(2))
+    kept, some = order_statistics(values), torch.randn(1, 1000, generator=draws(3))
+    assert kept.shape == (1, KEPT)
+    assert (mid_ranks(kept, some) - mid_ranks(order_statistics(values[:, :512]), some)).abs().max() < 0.1
+    exact = (values < some.T).double().mean(1)
+    assert (mid_ranks(kept, some)[0] - exact).abs().max() < 1.1 / KEPT
+    assert mid_ranks(torch.zeros(1, 60), torch.zeros(1, 3)).tolist() == [[0.5] * 3]
+
+
+def test_distances_rank_new_samples_of_the_reference_evenly_however_few_there_are():
+    means = []
+    for seed in range(40):
+        g = draws(seed)
+        x = torch.randn(60, 30, generator=g)
+        rest = ranked_among(60, ordered=False)
+        kept = principal_axes(x[~rest])
+        known = order_statistics(away(x[rest], kept))
+        means.append(mid_ranks(known, away(torch.randn(200, 30, generator=g), kept)).mean(1))
+    assert (torch.stack(means).mean(0) - 0.5).abs().max() < 4 / math.sqrt(12 * 30 * 40)
+
+
+def test_rare_classes_beyond_the_number_kept_share_the_last_place():
+    logits = torch.zeros(200, CLASSES + 20)
+    y = torch.arange(200) % (CLASSES + 20)
+    y[:100] = 7
+    logits[torch.arange(200), y] = 5.0
+    sensor = Scores.fit(Outputs(logits, None, torch.arange(200)), ordered=False)
+    places = sensor.read(Outputs(logits, None, torch.arange(200)))["classes"]
+    assert places.shape == (200, CLASSES) and bool((places.sum(1) == 1).all())
+    assert int(sensor.kept["classes"][0]) == 7 and places[:100, 0].sum() == 100
+    hidden = [k for k in range(CLASSES + 20) if k not in sensor.kept["classes"].tolist()]
+    assert bool((places[[int((y == k).nonzero()[-1]) for k in hidden], -1] == 1).all())
+
+
+@pytest.mark.parametrize(("alike", "low", "high"), [(1, 1, 1), (5, 6, 30), (20, 25, 100)])
+def test_blocks_are_longer_than_runs_of_samples_that_are_alike(alike, low, high):
+    g, sums, pairs = draws(alike), torch.zeros(LAGS).double(), torch.zeros(LAGS).double()
+    for _ in range(25):
+        run = torch.rand(100 // alike + 2, generator=g).repeat_interleave(alike).double()
+        start = int(torch.randint(alike, (1,), generator=g))
+        sums += dependence(run[start : start + 100, None])[:, 0]
+        pairs += pairs_of(100)
+    assert low <= block_length(likeness(sums, pairs, 100), 100) <= high
+
+
+def test_products_of_neighbours_by_hand():
+    x = torch.tensor([[1.0], [3.0], [2.0], [6.0]]).double()
+    away_from = [-2.0, 0.0, -1.0, 3.0]
+    by_hand = [sum(away_from[i] * away_from[i + k] for i in range(4 - k)) for k in range(4)]
+    assert dependence(x)[:4, 0].tolist() == pytest.approx(by_hand) and dependence(x)[4:].abs().max() == 0
+    assert pairs_of(4)[:6].tolist() == [4, 3, 2, 1, 0, 0]
+
+
+def test_likeness_as_long_as_a_window_shows_between_windows_only():
+    g = draws(5)
+    level = torch.rand(30, generator=g).double()  # every window is one run
+    within = torch.zeros(LAGS).double()
+    assert likeness(within, 30 * pairs_of(100), 100) == math.inf
+    steps = float((level[1:] - level[:-1]).square().sum())
+    assert block_length(likeness_between(steps, 29, 1 / 12, 100), 100) == 100
+    means = torch.rand(30, 100, generator=g).double().mean(1)
+    assert likeness_between(float((means[1:] - means[:-1]).square().sum()), 29, 1 / 12, 100) < 1.5
+    jump = torch.cat([torch.full((15,), 0.4), torch.full((15,), 0.6)]).double()  # a shift is one step
+    assert likeness_between(float((jump[1:] - jump[:-1]).square().sum()), 29, 1 / 12, 100) < 1.5
+
+
+def test_blocks_leave_no_sample_out():
+    x = torch.arange(10.0)[:, None].double()
+    assert block_means(x, 1) is x and block_means(x, 5)[:, 0].tolist() == [2.0, 7.0]
+    assert block_means(x, 3)[:, 0].tolist() == [1.5, 5.0, 8.0] and block_means(x, 50)[:, 0].tolist() == [4.5]

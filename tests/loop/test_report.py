@@ -77,15 +77,21 @@ def verdict(name, word, why="estimated +38.3%", gain=0.38, low=0.29):
 
 VERDICTS = [verdict("Blend", "better"), verdict("Tent", "not shown"), verdict("Wild", "refused")]
 
+ALARM = {
+    "kind": "uncertain", "text": "entropy 0.500, was 0.200", "effect": 0.3, "since": [3, 2, 5], "again": False,
+    "shift": "covariate", "shift_text": "the inputs changed", "kinds": {"covariate": 0.97, "label": 0.03},
+    "evidence": {"entropy": {"capital": 3000.0, "threshold": 1000}, "error": {"capital": 0.0, "threshold": 1000},
+                 "all": {"capital": 1500.0, "threshold": 500}},
+}  # fmt: skip
 EVENTS = [
     Row(0, "start", {"served": "source", "accuracy_before": 0.86, "plan": Plan().to_config()}, HASH, 1e9),
-    Row(12, "alarm", {"kind": "uncertain", "text": "entropy 0.500, was 0.200", "effect": 0.3, "since": 3}),
-    Row(12, "propose", {"tried": ["Blend", "Tent", "Wild"], "left": ["Refit"]}),
+    Row(12, "alarm", ALARM),
+    Row(12, "propose", {"tried": ["Blend", "Tent", "Wild"], "left": {"Refit": "it needs labels"}}),
     Row(15, "decision", {"verdicts": VERDICTS}),
     Row(15, "commit", {"from": "source", "to": "Blend", "why": "estimated +38.3%"}, HASH),
     Row(25, "rollback", {"from": "Blend", "to": "source", "why": "the frozen network is better"}, HASH[::-1]),
-    Row(26, "alarm", {"kind": "uncertain", "text": "still there", "effect": 0.3, "since": 3, "again": True}),
-    Row(26, "propose", {"tried": [], "left": ["Refit"]}),
+    Row(26, "alarm", ALARM | {"text": "still there", "again": True, "shift": "none", "shift_text": "no shift"}),
+    Row(26, "propose", {"tried": [], "left": {"Refit": "it needs labels"}}),
     Row(26, "keep", {"served": "source", "why": "no candidate fits"}),
 ]  # fmt: skip
 
@@ -174,9 +180,9 @@ def test_the_headline_says_what_the_numbers_say(full):
     assert "(+6.7 points)" in text
     # In windows 10 to 19, four come after the commit at 15.
     assert "The hardest phase was “fog”: 60.0% right, against 52.0%" in text
-    assert "In all: 2 alarms, 1 commit" in text
+    assert "In all: 1 alarm, 1 commit" in text
     assert "1 rollback" in text
-    assert "1 trial ended without a change, and 1 candidate was refused" in text
+    assert "1 trial ended without a change, 1 trial was a repetition, and 1 candidate was refused" in text
     assert "In no phase did the loop do worse" in text
 
 
@@ -191,15 +197,56 @@ def test_a_phase_in_which_the_loop_did_harm_is_named(write):
 def test_events_are_told_in_sentences(full):
     text = Page(full).text
     assert "At window 12 the monitor raised an alarm: entropy 0.500, was 0.200." in text
-    assert "Its evidence began to gather at window 10." in text
-    assert "3 candidates ran in shadow" in text
+    assert "It had been so for about 3 windows, since window 10 (95% interval: 2 to 5)." in text
+    assert "Its evidence was 1,500, where 500 is enough: 100% from entropy." in text
+    assert "Diagnosis: the inputs changed. Likeliest kinds of shift: covariate 97%, label 3%." in text
+    assert "3 candidates ran in shadow" in text and "1 more was left out." in text and "It needs labels." in text
     assert "From window 16 on, Blend answers in place of the network as deployed" in text
     assert "over the 10 windows it answered, it was right on 60.0% of the inputs" in text
     assert "the network as deployed on 40.0% (+20.0 points)" in text
     assert f"Checkpoint {HASH[:12]}" in text
     assert "Nothing was changed: the network as deployed went on answering. No candidate fits." in text
     outcomes = [tried.outcome.split(":")[0] for tried in _episodes()[0].tried]
-    assert outcomes == ["taken", "left", "refused"]
+    assert outcomes == ["taken", "not taken", "refused", "left out"]
+
+
+def test_each_alarm_is_in_a_table_with_its_diagnosis_and_evidence(full):
+    row = re.search(r'<tr role="row"><th role="rowheader" scope="row">12</th>(.*?)</tr>', full)
+    assert row is not None
+    cells = [re.sub("<[^>]+>", "", cell) for cell in row[1].split("</td>")[:-1]]
+    assert cells == ["less certain", "3 (2 to 5)", "covariate 97%, label 3%", "1,500 of 500: entropy 100%"]
+    assert "Evidence, and what is enough" in full
+    assert full.count(">retry</text>") == 4 and "retry at window 26: none" in full, "in both charts, at both widths"
+    assert full.count('class="mark-name"') >= 2 and "alarm at window 12: covariate" in full
+
+
+def test_an_alarm_that_says_less_is_told_with_what_there_is(write):
+    bare = [Row(12, "alarm", {"kind": "uncertain", "text": "entropy rose"}), Row(12, "propose", {"left": ["Refit"]})]
+    none = Row(
+        14,
+        "alarm",
+        ALARM | {"evidence": {"entropy": {"capital": 0.0, "threshold": 9}, "all": {"capital": 0.0, "threshold": 9}}},
+    )
+    text = Page(write(journal(events=[*bare, none]), judged())).text
+    assert "At window 12 the monitor raised an alarm: entropy rose." in text
+    assert "There was no candidate." in text and "Its evidence was" not in text
+    assert "and what is enough" not in text, "a column that nothing is in"
+
+
+def test_labels_that_were_lost_and_answers_that_failed_are_counted(write):
+    rows = [*journal(28, labels=8), Row(28, "window", {"served": "Blend", "failed": "it failed", "lost": 3})]
+    text = Page(write(rows, Trace())).text
+    assert "In 1 window what was served could not answer, and the network as deployed answered instead." in text
+    assert "3 labels came too late" in text
+    assert "could not answer" not in Page(write(journal(), judged())).text
+
+
+def test_the_plans_settings_are_all_there_with_their_meanings(full):
+    text = Page(full).text
+    assert "monitor: run_length 500 Average number of windows between false alarms" in text
+    assert "diagnose ShiftKind What names the kind of shift." in text and "diagnose: simulations 60" in text
+    assert "proposer: explore 0.5 Standard deviations of optimism; 0 is greedy." in text
+    assert "monitor: signals entropy, confidence, features, classes, error" in text
 
 
 def _episodes():
@@ -264,7 +311,8 @@ def test_a_hundred_thousand_windows_are_quick_and_small(tmp_path):
     count, generator = 100_000, np.random.default_rng(0)
     kinds = ["alarm", "propose", "decision", "commit", "alarm", "propose", "decision", "rollback"]
     contents = [
-        EVENTS[1].content, EVENTS[2].content, {"verdicts": [verdict("x" * 3000, "not shown", "y" * 3000)] * 3},
+        {**ALARM, "kinds": {"x" * 3000: 1.0}}, EVENTS[2].content,
+        {"verdicts": [verdict("x" * 3000, "not shown", "y" * 3000)] * 3},
         {"from": "source", "to": "Blend", "why": "z" * 3000},
     ]  # fmt: skip
     events = [Row(i, kinds[i % 8], contents[i % 4], HASH) for i in range(0, count, 9)]
@@ -281,6 +329,7 @@ def test_a_hundred_thousand_windows_are_quick_and_small(tmp_path):
     page = Page(text)
     assert "960 more phases left out here" in page.text
     assert "events left out here" in page.text
+    assert "alarms left out here" in page.text
     assert "3 more groups of examples left out" in page.text
     assert "each point of a line stands for about" in page.text
 

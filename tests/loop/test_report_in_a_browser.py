@@ -26,8 +26,24 @@ def everything(folder: Path) -> Path:
     ]
     rows = [
         Row(0, "start", {"served": "source", "accuracy_before": 0.86, "plan": Plan().to_config()}, "0" * 64, 1e9),
-        Row(12, "alarm", {"kind": "uncertain", "text": "entropy 0.500, was 0.200", "effect": 0.3, "since": 3}),
-        Row(12, "propose", {"tried": ["A", LONG], "left": [LONG]}),
+        Row(
+            12,
+            "alarm",
+            {
+                "kind": "uncertain",
+                "text": "entropy 0.500, was 0.200",
+                "effect": 0.3,
+                "since": [3, 2, 5],
+                "shift": "novel-class",
+                "shift_text": "w" * 200,
+                "kinds": {"novel-class": 0.9, "label": 0.1},
+                "evidence": {
+                    "confidence": {"capital": 1e200, "threshold": 1000},
+                    "all": {"capital": 1e200, "threshold": 500},
+                },
+            },
+        ),
+        Row(12, "propose", {"tried": ["A", LONG], "left": {LONG: "w" * 200}}),
         Row(15, "decision", {"verdicts": verdicts}),
         Row(15, "commit", {"from": "source", "to": LONG, "why": "w" * 200}, "0" * 64),
         *(Row(i, "window", {"served": LONG if i > 15 else "source", "ms": 5.0, "entropy": 0.3}) for i in range(30)),

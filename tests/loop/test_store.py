@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.core.errors import CheckpointError, HomeostatError, MissingExtra, StoreError
+from homeostat.core.errors import CheckpointError, HomeostatError, InputError, MissingExtra, StoreError
 from homeostat.loop.store import Row, Store
 
 HELD_ELSEWHERE = """
@@ -224,6 +224,45 @@ def test_collect_keeps_what_switch_rows_the_last_snapshot_and_the_caller_name(st
     assert all(isinstance(store.load(name), nn.Linear) for name in left)
 
 
+KEPT = {
+    None: range(9),
+    9: range(9),
+    7: (0, *range(2, 9)),
+    4: (0, 5, 6, 7, 8),
+    3: (0, 6, 7, 8),
+    2: (0, 7, 8),
+    1: (0, 7, 8),
+    0: (0, 7, 8),
+}
+
+
+@pytest.mark.parametrize("switches", KEPT)
+def test_collect_keeps_the_newest_switches_and_always_the_start_what_is_served_and_what_was_before(store, switches):
+    names = [store.keep(layer(seed)) for seed in range(10)]
+    for step, name in enumerate(names[:9]):
+        kind = "start" if step == 0 else "rollback" if step % 3 == 0 else "commit"
+        store.write([Row(step, kind, {}, name), Row(step, "snapshot", {}, names[9])])
+    kept = {names[i] for i in (*KEPT[switches], 9)}
+    assert store.collect([], switches) == 10 - len(kept) and store.collect([], switches) == 0
+    assert {path.name for path in (store.path / "checkpoints").iterdir()} == kept
+    assert store.load(str(store.last("start", "commit", "rollback").checkpoint)) is not None
+
+
+def test_a_negative_number_of_switches_to_keep_is_our_error(store):
+    with pytest.raises(InputError, match="got -1"):
+        store.collect([], -1)
+
+
+def test_a_checkpoint_is_collected_again_after_its_removal_was_cut_short(store, monkeypatch):
+    for _ in range(3):
+        name = store.keep(layer(0))
+        with monkeypatch.context() as patch:
+            patch.setattr("homeostat.loop.store.shutil.rmtree", lambda path, **_: None)
+            assert store.collect([]) >= 1
+        assert not (store.path / "checkpoints" / name).exists()
+    assert store.collect([]) == 3 and list((store.path / "checkpoints").iterdir()) == []
+
+
 def test_a_checkpoint_half_removed_is_never_found_under_its_hash(store, monkeypatch):
     name = store.keep(layer(0))
 
@@ -239,8 +278,115 @@ def test_a_checkpoint_half_removed_is_never_found_under_its_hash(store, monkeypa
     assert torch.equal(store.load(name).weight, layer(0).weight)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flip", "no note", "no file", "another", "stranger"])
+def test_a_damaged_checkpoint_is_written_again_when_its_model_is_kept(store, damage):
+    name, folder = store.keep(layer(0)), store.path / "checkpoints"
+    file = folder / name / "weights.safetensors"
+    content = file.read_bytes()
+    if damage in ("cut", "flip"):
+        file.write_bytes(content[:-3] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage in ("no note", "no file"):
+        (folder / name / ("model.json" if damage == "no note" else file.name)).unlink()
+    else:
+        shutil.rmtree(folder / name)
+        store.keep(layer(1)) if damage == "another" else (folder / name).mkdir()
+        next(folder.iterdir()).rename(folder / name)
+    with pytest.raises(CheckpointError):
+        store.load(name)
+    assert store.keep(layer(0)) == name
+    assert torch.equal(store.load(name).weight, layer(0).weight)
+
+
+def test_a_sound_checkpoint_is_not_written_again(store):
+    store.keep(layer(0))
+    before = [(path, path.stat().st_mtime_ns, path.stat().st_ino) for path in store.path.glob("checkpoints/*/*")]
+    store.keep(layer(0))
+    assert [
+        (path, path.stat().st_mtime_ns, path.stat().st_ino) for path in store.path.glob("checkpoints/*/*")
+    ] == before
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    half, noise = len(content) // 2 // 4096 * 4096, bytes(range(256)) * 16
+    return {
+        "empty": b"", "cut in half": content[:half], "cut in a page": content[:-1000], "one byte": content[:1],
+        "first page": noise + content[4096:], "header": b"x" * 50 + content[50:],
+        "page in the middle": content[:half] + noise + content[half + 4096 :], "last page": content[:-4096] + noise,
+        "zeros": content[:half] + b"\0" * (len(content) - half),
+    }[how]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing", "empty", "cut in half", "cut in a page", "one byte", "first page", "header", "page in the middle",
+        "last page", "zeros",
+    ],
+)  # fmt: skip
+def test_a_damaged_database_is_our_error_or_does_no_harm_and_a_copy_of_it_puts_all_back(tmp_path, how):
+    rows = [Row(step, "window", {"text": f"{step}" * 40}) for step in range(600)]
+    with Store(tmp_path) as store:
+        store.write(rows)
+    file = tmp_path / "journal.sqlite"
+    content, said = file.read_bytes(), ""
+    assert len(content) > 20 * 4096
+    file.unlink() if how == "missing" else file.write_bytes(damaged(content, how))
+    try:
+        with Store(tmp_path) as store:
+            found = [row.content for row in store.rows()]
+            assert how not in ("missing", "empty", "first page", "header", "zeros", "cut in half", "one byte")
+            assert found == [row.content for row in rows]
+    except StoreError as error:
+        said = str(error)
+    assert said or how in ("page in the middle", "last page"), "rows were lost and nothing was said"
+    assert str(tmp_path) in said or not said
+    for path in tmp_path.glob("journal.sqlite*"):
+        path.unlink()
+    file.write_bytes(content)
+    with Store(tmp_path) as store:
+        assert [row.content for row in store.rows()] == [row.content for row in rows]
+
+
+def test_a_store_whose_name_was_lost_goes_on_with_its_own_journal(tmp_path):
+    with Store(tmp_path) as store:
+        store.write([Row(0, "start")])
+        name = store.identity
+    (tmp_path / "identity").unlink()
+    with Store(tmp_path) as store:
+        assert store.identity == name == (tmp_path / "identity").read_text()
+        assert [row.kind for row in store.rows()] == ["start"]
+
+
+@pytest.mark.parametrize("text", [b"", b"a" * 31, b"\xff" * 32, b"A" * 32])
+def test_a_damaged_name_is_our_error_until_it_is_restored(tmp_path, text):
+    Store(tmp_path).close()
+    name = (tmp_path / "identity").read_bytes()
+    (tmp_path / "identity").write_bytes(text)
+    with pytest.raises(StoreError, match=r"name cannot be read|is damaged"):
+        Store(tmp_path)
+    (tmp_path / "identity").write_bytes(name)
+    Store(tmp_path).close()
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%", "#1 of 2", "mit Ümlaut", "x&y=z"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    with Store(tmp_path / name) as store:
+        store.write([Row(0, "start")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+    assert (tmp_path / name / "journal.sqlite").is_file()
+
+
+def test_a_store_that_was_closed_is_our_error_and_may_be_closed_again(store):
+    store.close()
+    with pytest.raises(StoreError, match="is closed"):
+        store.write([Row(0, "start")])
+    with pytest.raises(StoreError, match="is closed"):
+        store.last("start")
+    store.close()
+
+
 def test_every_commit_is_on_the_disk_before_the_call_returns(store):
-    with store.engine.connect() as connection:
+    with store.journal.engine.connect() as connection:
         told = {name: connection.exec_driver_sql(f"pragma {name}").scalar() for name in ("journal_mode", "synchronous")}
     assert told == {"journal_mode": "wal", "synchronous": 2}
 

@@ -1,4 +1,4 @@
-"""The numbers behind the report: what answered, phases, intervals, and what was taken as normal."""
+"""The numbers behind the report: what answered, phases and intervals."""
 
 from __future__ import annotations
 
@@ -45,15 +45,3 @@ def test_a_phase_that_comes_back_is_one_phase():
     trace = Trace(tuple(Entry(i, "source", "010"[i // 2]) for i in range(6)))
     found = summary.phases(summary.Stream.of([], trace), ["a", "b"])
     assert [(p.number, p.name, p.windows, len(p.stretches)) for p in found] == [(1, "a", 4, 2), (2, "b", 2, 1)]
-
-
-def test_the_level_taken_as_normal_is_what_it_was_until_the_alarm():
-    rows = [
-        Row(12, "alarm", {"kind": "uncertain", "effect": 0.3}),
-        Row(14, "keep", {}),
-        Row(20, "alarm", {"kind": "certain", "effect": 0.1}),
-        Row(21, "alarm", {"kind": "certain", "effect": 0.1, "again": True}),
-        Row(22, "alarm", {"kind": "error", "effect": 0.4}),
-    ]
-    found = summary.normal_levels(summary.Stream.of(windows(), Trace()), rows)
-    assert found == [(0, 12, pytest.approx(0.2)), (15, 20, pytest.approx(0.6))]

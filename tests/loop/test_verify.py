@@ -5,24 +5,14 @@ from __future__ import annotations
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from homeostat.core.errors import InputError, NonFiniteError
+from homeostat.core.probe import Outputs
+from homeostat.loop.estimate import Estimate, Normal, Same, Signs, Unknown
 from homeostat.loop.trial import Trial, judge
-from homeostat.loop.verify import (
-    Estimate,
-    Paired,
-    Signs,
-    confidence,
-    effective_classes,
-    fit_estimate,
-    guard,
-    mean_signs,
-    share_right,
-)  # fmt: skip
+from homeostat.loop.verify import Paired, effective_classes, guard
 
 STREAMS, LABELS, ALPHA = 2000, 300, 0.05
 LIMIT = ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / STREAMS)
@@ -135,76 +125,6 @@ def test_evidence_stays_a_number_that_json_can_hold():
     assert 0 <= paired.capital < 1
 
 
-# -- without labels
-
-
-def signs_of(count: int, seed: int) -> list[Signs]:
-    x = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return [Signs(d, r - 0.3) for d, r in x.tolist()]
-
-
-def ridge_line(signs: list[Signs], gains: list[float], count: int) -> np.ndarray:
-    """The penalised line as plain least squares over added rows."""
-    penalty = np.sqrt(np.diag([1e-6, 1e-3, 1e-3]) * count)
-    x = np.array([[1.0, s.disagreement, s.rise] for s in signs])
-    return np.linalg.lstsq(np.vstack([x, penalty]), np.concatenate([gains, np.zeros(3)]), rcond=None)[0]
-
-
-@pytest.mark.parametrize("coefficients", [(0.02, 0.5, -0.3), (-0.1, 0.9, 0.4), (0.05, 0.0, 0.0)])
-def test_an_estimate_recovers_a_line_without_noise(coefficients):
-    signs = signs_of(40, 1)
-    offset, slope, rise = coefficients
-    gains = [offset + slope * s.disagreement + rise * s.rise for s in signs]
-    found = fit_estimate(signs, gains)
-    assert (found.offset, found.disagreement, found.rise) == pytest.approx(coefficients, abs=0.02)
-    assert all(abs(found.gain(s) - g) < 0.01 for s, g in zip(signs, gains, strict=True))
-    assert 0 <= found.margin < 0.02, "no noise, no margin but that of the penalty"
-
-
-def test_a_constant_gain_is_found_exactly_and_has_no_margin():
-    found = fit_estimate([Signs()] * 6, [0.125] * 6)
-    assert found.gain(Signs()) == pytest.approx(0.125, abs=1e-6) and found.margin < 1e-6
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_line_and_its_margin_are_those_of_brute_force(seed):
-    signs = signs_of(7, seed)
-    gains = torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(0.1).tolist()
-    found = fit_estimate(signs, gains)
-    assert (found.offset, found.disagreement, found.rise) == pytest.approx(ridge_line(signs, gains, 7).tolist())
-    over = []
-    for left in range(7):
-        rest = [i for i in range(7) if i != left]
-        line = ridge_line([signs[i] for i in rest], [gains[i] for i in rest], 7)
-        over.append(line @ [1.0, signs[left].disagreement, signs[left].rise] - gains[left])
-    assert found.margin == pytest.approx(max(0.0, *over)) and found.margin > 0.01
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_fewer_than_four_shifts_are_refused(count):
-    with pytest.raises(InputError, match=f"at least 4 simulated shifts; got {count}"):
-        fit_estimate(signs_of(count, 0), [0.0] * count)
-
-
-def test_signs_or_gains_that_are_not_numbers_are_refused():
-    nan = float("nan")
-    with pytest.raises(NonFiniteError):
-        fit_estimate([*signs_of(5, 0), Signs(0.1, nan)], [0.0] * 6)
-    with pytest.raises(NonFiniteError):
-        fit_estimate(signs_of(5, 0), [0.0] * 4 + [nan])
-
-
-def test_signs_by_hand():
-    frozen = torch.tensor([[0.0, 0.0], [0.0, 0.0], [9.0, -9.0], [math.log(3), 0.0]])
-    out = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0], [-9.0, 9.0], [math.log(3), 0.0]])
-    found = Signs.of(out, frozen)
-    assert found.disagreement == 0.5 and found.rise == pytest.approx(0.125)
-    assert confidence(frozen[:2]) == pytest.approx(0.5) and Signs.of(out, out) == Signs(0.0, 0.0)
-    assert share_right(out, torch.tensor([1, 0, 0, 1])) == 0.5
-    assert mean_signs([Signs(0.2, 0.4), Signs(0.4, -0.2)]) == Signs((0.2 + 0.4) / 2, (0.4 - 0.2) / 2)
-    assert mean_signs([]) == Signs()
-
-
 # -- guards
 
 
@@ -238,7 +158,22 @@ def test_outputs_that_are_not_numbers_are_found(value):
 
 
 WANTED, SHARE = 0.02, 0.025
-SURE, UNKNOWN = Estimate(0.0, 0.5, 0.0, 0.05), Estimate(margin=math.inf)
+
+
+class Fixed(Estimate):
+    """A gain of `offset + slope * disagreement`, so far below which its bound is."""
+
+    def __init__(self, offset: float = 0.0, slope: float = 0.0, margin: float = 0.0):
+        self.known, self.offset, self.slope, self.below = True, offset, slope, margin
+
+    def gain(self, signs: Signs) -> float:
+        return self.offset + self.slope * signs.disagreement
+
+    def margin(self, signs: Signs) -> float:
+        return self.below
+
+
+SURE, UNKNOWN = Fixed(slope=0.5, margin=0.05), Unknown()
 
 
 def trial(name: str = "A", wins: int = 0, losses: int = 0, ties: int = 0, disagreement: float = 0.0) -> Trial:
@@ -248,31 +183,32 @@ def trial(name: str = "A", wins: int = 0, losses: int = 0, ties: int = 0, disagr
     return made
 
 
-def verdict(trial: Trial, mine: Estimate = UNKNOWN, theirs: Estimate = Estimate(), lost: float = 0.0):
-    return judge(trial, mine, theirs, wanted=WANTED, alpha=SHARE, lost=lost, anchor=0.25)
+def verdict(trial: Trial, mine: Estimate = UNKNOWN, theirs: Estimate = Same(), lost: float = 0.0):
+    return judge(trial, mine, theirs, wanted=WANTED, alpha=SHARE, lost=lambda: lost, anchor=0.25)
 
 
 @pytest.mark.parametrize(
     ("made", "mine", "theirs", "lost", "word"),
     [
-        (trial(wins=20), UNKNOWN, Estimate(), 0.0, "better"),
-        (trial(wins=20, ties=2000), UNKNOWN, Estimate(), 0.0, "undecided"),  # sure, but too small to be worth it
-        (trial(wins=3), UNKNOWN, Estimate(), 0.0, "undecided"),
-        (trial(losses=20), UNKNOWN, Estimate(), 0.0, "undecided"),
-        (trial(wins=20), UNKNOWN, Estimate(), 0.26, "refused"),
-        (trial(wins=20), UNKNOWN, Estimate(), 0.25, "better"),
-        (trial(), UNKNOWN, Estimate(), 0.0, "not shown"),
-        (trial(disagreement=0.2), SURE, Estimate(), 0.0, "better"),  # 0.10 - 0.05 >= 0.02
-        (trial(disagreement=0.13), SURE, Estimate(), 0.0, "not shown"),  # 0.065 - 0.05 < 0.02
-        (trial(disagreement=0.2), SURE, Estimate(margin=0.04), 0.0, "not shown"),  # both margins count
-        (trial(disagreement=0.2), SURE, Estimate(offset=0.09), 0.0, "not shown"),  # what is served gains as well
+        (trial(wins=20), UNKNOWN, Same(), 0.0, "better"),
+        (trial(wins=20, ties=2000), UNKNOWN, Same(), 0.0, "undecided"),  # sure, but too small to be worth it
+        (trial(wins=3), UNKNOWN, Same(), 0.0, "undecided"),
+        (trial(losses=20), UNKNOWN, Same(), 0.0, "undecided"),
+        (trial(wins=20), UNKNOWN, Same(), 0.26, "refused"),
+        (trial(wins=20), UNKNOWN, Same(), 0.25, "better"),
+        (trial(), UNKNOWN, Same(), 0.0, "not shown"),
+        (trial(disagreement=0.11), SURE, Same(), 0.0, "better"),  # 0.055, at least 0.005
+        (trial(disagreement=0.09), SURE, Same(), 0.0, "not shown"),  # 0.045, at least -0.005
+        (trial(disagreement=0.03), Fixed(slope=0.5), Same(), 0.0, "not shown"),  # for sure, but not worth a change
+        (trial(disagreement=0.11), SURE, Fixed(margin=0.01), 0.0, "not shown"),  # both margins count
+        (trial(disagreement=0.2), SURE, Fixed(offset=0.09), 0.0, "not shown"),  # what is served gains as well
         (trial(disagreement=0.2), SURE, UNKNOWN, 0.0, "not shown"),
-        (trial(wins=2, disagreement=0.2), SURE, Estimate(), 0.0, "better"),  # labels agree with a sure estimate
-        (trial(losses=1, disagreement=0.2), SURE, Estimate(), 0.0, "undecided"),  # and here they do not
-        (trial("source"), Estimate(), Estimate(offset=-0.01, margin=0.3), 0.0, "better"),
-        (trial("source"), Estimate(), Estimate(offset=0.01, margin=0.3), 0.0, "not shown"),
-        (trial("source"), Estimate(), UNKNOWN, 0.0, "not shown"),
-        (trial("B"), Estimate(), Estimate(offset=-0.01, margin=0.3), 0.0, "not shown"),
+        (trial(wins=2, disagreement=0.2), SURE, Same(), 0.0, "better"),  # labels agree with a sure estimate
+        (trial(losses=1, disagreement=0.2), SURE, Same(), 0.0, "undecided"),  # and here they do not
+        (trial("source"), Same(), Fixed(offset=-0.01, margin=0.3), 0.0, "better"),
+        (trial("source"), Same(), Fixed(offset=0.01, margin=0.3), 0.0, "not shown"),
+        (trial("source"), Same(), UNKNOWN, 0.0, "not shown"),
+        (trial("B"), Same(), Fixed(offset=-0.01, margin=0.3), 0.0, "not shown"),
     ],
 )
 def test_a_verdict_follows_from_the_evidence(made, mine, theirs, lost, word):
@@ -300,14 +236,27 @@ def test_verdicts_say_the_gain_on_labels_where_there_are_any_and_the_estimate_wh
     assert (blind.gain, blind.low) == (None, None) and blind.why == "no calibrated estimate"
 
 
-def test_a_trial_counts_known_labels_alone_and_stops_at_a_collapse():
-    made = Trial("A")
-    frozen, served, out = one_hot(0, 1, 2, 3), one_hot(0, 0, 0, 3), one_hot(0, 1, 3, 3)
-    labels = torch.tensor([0, 1, 2, -100])
-    made.see(out, served, frozen, labels, labels != -100, 0.5)
-    assert (made.evidence.count, made.evidence.total) == (3, 1.0) and not made.refused
+def test_a_trial_gathers_signs_and_stops_at_a_collapse():
+    made, normal = Trial("A"), Normal(1.0, torch.full((4,), 0.25).double())
+    frozen = Outputs(one_hot(0, 1, 2, 3), None, torch.arange(4))
+    served, out = one_hot(0, 0, 0, 3), one_hot(0, 1, 3, 3)
+    made.see(out, served, frozen, normal, 0.5)
+    assert not made.refused
     assert made.signs[0].disagreement == 0.25 and made.served[0].disagreement == 0.5
-    made.see(one_hot(0, 0, 0, 0), served, frozen, labels, labels != -100, 0.5)
-    assert made.refused and made.evidence.count == 3 and len(made.signs) == 1
+    made.see(one_hot(0, 0, 0, 0), served, frozen, normal, 0.5)
+    assert made.refused and len(made.signs) == 1
     again = Trial.from_dict(json.loads(json.dumps(made.as_dict())))
     assert again == made
+
+
+def test_a_candidate_is_too_slow_when_two_windows_running_are():
+    made = Trial("A")
+    for ms in (50.0, 5.0, 50.0):
+        made.hurry(ms, 20.0)
+    assert not made.refused
+    made.hurry(30.0, 20.0)
+    assert made.refused == "a window takes it 30.0 ms, and 20 ms are allowed"
+    made = Trial("A")
+    made.hurry(1e9, None)
+    made.hurry(1e9, None)
+    assert not made.refused and made.ms == 0.0, "without a limit the clock leaves no trace"

@@ -27,6 +27,7 @@ from homeostat.probe import (
     Accuracy,
     AverageConfidence,
     Brier,
+    ChangePoint,
     ClassBalance,
     ClassifierTwoSample,
     Confidence,
@@ -35,6 +36,7 @@ from homeostat.probe import (
     FeatureShift,
     MacroF1,
     SaerensEM,
+    ShiftKind,
 )
 
 PROBES: list[Probe] = [
@@ -44,6 +46,7 @@ PROBES: list[Probe] = [
     ATC(score="confidence"), ATC(split="calibration"), DifferenceOfConfidences(), BBSE(), BBSE(soft=True), SaerensEM(),
     FeatureShift(window=40, bootstraps=150),
     FeatureShift(statistic="knn", neighbors=10, expectation=5, bootstraps=20, level=0.3, window=40),
+    ChangePoint(window=5), ChangePoint(on="confidence", window=5), ShiftKind(simulations=6),
 ]  # fmt: skip
 CLASSIFIED = [p for p in PROBES if "out" in p.reads]
 KITTED = [p for p in PROBES if p.prepares()]
@@ -151,7 +154,7 @@ def test_a_kit_for_other_classes_or_columns_is_refused(probe):
 LEAST = {
     "NLL": 2, "Brier": 2, "ECE": 2, "Entropy": 2, "Confidence": 2, "ClassBalance": 2, "MMD": 2, "KS": 5,
     "ClassifierTwoSample": 20, "AverageConfidence": 2, "ATC": 2, "DifferenceOfConfidences": 2, "BBSE": 10,
-    "SaerensEM": 10, "FeatureShift": 10,
+    "SaerensEM": 10, "FeatureShift": 10, "ChangePoint": 10, "ShiftKind": 20,
 }  # fmt: skip
 
 

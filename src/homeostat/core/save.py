@@ -12,6 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def save(model: nn.Module, path: str | Path, *, name: str | None = None) -> str:
         raise CheckpointError(f"{path} exists and is no checkpoint; choose another path")
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        staging.mkdir(parents=True)
+        make_synced(path.parent)
+        staging.mkdir()
         tied: dict[str, str] = {}
         _write(staging / "weights.safetensors", _untied(weights(model), tied))
         state = _untied(carried(model), tied)
@@ -66,6 +68,8 @@ def save(model: nn.Module, path: str | Path, *, name: str | None = None) -> str:
             old = path.with_name(f".{path.name}.old.{uuid.uuid4().hex[:8]}")
             path.rename(old)
             staging.rename(path)
+            # The old files go when the new ones are found under the name, also after a power loss.
+            sync_folder(path.parent)
             shutil.rmtree(old)
         else:
             staging.rename(path)
@@ -141,6 +145,18 @@ def read_note(path: Path) -> dict[str, Any]:
     return note
 
 
+def holds(path: Path, model: nn.Module) -> bool:
+    """Whether the checkpoint at `path` is whole and of this very model."""
+    try:
+        note = read_note(path)
+        files = [file for file in ("weights.safetensors", "carry.safetensors") if (path / file).exists()]
+        kept = {name: tensor for file in files for name, tensor in _read(path / file).items()}
+    except CheckpointError:
+        return False
+    wanted = _untied(weights(model), {}) | _untied(carried(model), {})
+    return digest(note["recipe"]) == digest(recipe(model)) and hash_tensors(kept) == hash_tensors(wanted)
+
+
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: str = "the weights") -> None:
     """Assign tensors to a model by name, in place; names, shapes and kinds must match, all misfits listed at once."""
     for path, module in model.named_modules():
@@ -188,6 +204,19 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_synced(path: Path) -> None:
+    """Make a folder, and the ones above it that are missing, and wait until all are on the disk."""
+    chain = [path, *path.parents]
+    there = next((i for i, folder in enumerate(chain) if folder.exists()), len(chain) - 1)
+    # Whoever made the lowest one that is there may have been killed before it was synced.
+    with suppress(PermissionError):
+        sync_folder(chain[there].parent)
+    for folder in reversed(chain[:there]):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+    path.mkdir(exist_ok=True)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,18 @@ from .folders import image_folder as image_folder
 from .handwriting import digits as digits, mnist as mnist
 from .hub import huggingface as huggingface
 from .pixels import Pixels as Pixels
+from .reader import (
+    CIFAR10 as CIFAR10,
+    MNIST as MNIST,
+    NPZ as NPZ,
+    Digits as Digits,
+    FashionMNIST as FashionMNIST,
+    Glosses as Glosses,
+    HuggingFace as HuggingFace,
+    ImageFolder as ImageFolder,
+    Reader as Reader,
+    below as below,
+)
 from .strings import Strings as Strings
 from .tokenizers import ByteTokenizer as ByteTokenizer, WordTokenizer as WordTokenizer
 from .wordnet import glosses as glosses

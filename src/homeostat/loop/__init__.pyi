@@ -1,6 +1,12 @@
+from .alerts import Alert as Alert, Alerts as Alerts, Hook as Hook, LogAlert as LogAlert, Webhook as Webhook
+from .deployment import Deployment as Deployment, deploy as deploy, read_deployment as read_deployment
+from .explain import Told as Told, why as why
 from .loop import Loop as Loop
 from .monitor import Monitor as Monitor
+from .network import Network as Network
+from .operate import Status as Status, history as history, rollback as rollback, status as status
 from .plan import Plan as Plan
-from .propose import ByRecord as ByRecord
+from .propose import Bandit as Bandit, ByRecord as ByRecord
 from .reporting import report as report
+from .serving import Served as Served, serve as serve, write_report as write_report
 from .store import Row as Row, Store as Store

@@ -19,12 +19,13 @@ from markupsafe import Markup, escape
 LETTER = 6.9
 """Width in pixels that a letter of 12 px may take; a little more than the mean, so that no label is cut off."""
 
-Shape = Literal["bar", "triangle", "circle", "diamond"]
+Shape = Literal["bar", "triangle", "circle", "diamond", "square"]
 
 SHAPES = {
     "triangle": "M0 -5.5L5.5 4.5H-5.5Z",
     "circle": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0Z",
     "diamond": "M0 -6L6 0L0 6L-6 0Z",
+    "square": "M-4 -4H4V4H-4Z",
 }
 
 
@@ -39,7 +40,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Span:
-    """Windows `first` to `last`, both included, counted from 0; `short` is written where `text` does not fit."""
+    """Windows `first` to `last`, both included, counted from 0.
+
+    `short` is what is written where `text` does not fit; beside a mark, whose `text` is said when it is pointed at, it
+    is written where there is room.
+    """
 
     first: int
     last: int
@@ -68,7 +73,6 @@ class Chart:
         lines: what is drawn; they share the axis.
         phases: shaded in turn, named at the top.
         lanes: rows below the plot.
-        levels: horizontal strokes `(first, last, value)`, such as what was taken as normal.
         percent: values are shares, shown as percentages.
         log: the axis is logarithmic; values must be positive.
         height: of the plot itself.
@@ -80,7 +84,6 @@ class Chart:
     lines: Sequence[Line]
     phases: Sequence[Span] = ()
     lanes: Sequence[Lane] = ()
-    levels: Sequence[tuple[int, int, float]] = ()
     percent: bool = False
     log: bool = False
     height: int = 220
@@ -159,7 +162,7 @@ class _Drawing:
         return self.bottom - (value - self.low) / (self.high - self.low) * self.chart.height
 
     def _range(self) -> tuple[float, float]:
-        known = np.concatenate([*self.thinned, [value for _, _, value in self.chart.levels]])
+        known = np.concatenate([*self.thinned, []])
         known = known[np.isfinite(known) & ((known > 0) | (not self.chart.log))]
         if not len(known):
             return 0.0, 1.0
@@ -181,7 +184,7 @@ class _Drawing:
         head = Markup('<svg viewBox="0 0 {} {:.0f}" role="img" aria-label="{}" class="chart">').format(
             self.width, tall, self.chart.label
         )
-        return [head, *self._phases(), *self._axes(), *self._guides(), *self._levels(), *self._lines(),
+        return [head, *self._phases(), *self._axes(), *self._guides(), *self._lines(),
                 *self._lanes(), Markup("</svg>")]  # fmt: skip
 
     def _phases(self) -> list[Markup]:
@@ -226,12 +229,6 @@ class _Drawing:
         xs = [(style, self.x(span.first + 0.5)) for style, span in marks]
         return [_stroke(f"guide {style}", x, self.top, x, self.floor) for style, x in xs]
 
-    def _levels(self) -> list[Markup]:
-        rows = self.chart.levels
-        if len(rows) > (self.right - self.left) / 4:
-            return []
-        return [_stroke("level", self.x(a), self.y(value), self.x(b + 1), self.y(value)) for a, b, value in rows]
-
     def _lines(self) -> list[Markup]:
         made = []
         for line, values in zip(self.chart.lines, self.thinned, strict=True):
@@ -254,7 +251,9 @@ class _Drawing:
         for number, lane in enumerate(self.chart.lanes):
             y = self.lane_top + 20 * number + 8
             made.append(_text(self.left - 7, y + 4, lane.name, "lane-name", "end"))
-            for group in self._merged(lane):
+            groups = self._merged(lane)
+            starts = [self.x(group[0].first + 0.5) for group in groups]
+            for group, edge in zip(groups, [*starts[1:], self.right], strict=False):
                 first, last = group[0], group[-1]
                 said = first.text if len(group) == 1 else f"{len(group)} times, from {first.text} to {last.text}"
                 if lane.shape == "bar":
@@ -268,6 +267,10 @@ class _Drawing:
                         lane.style, SHAPES[lane.shape], self.x(first.first + 0.5), y
                     )
                     made.append(body + Markup("<title>{}</title></path>").format(said))
+                    start = self.x(first.first + 0.5) + 9
+                    short = first.short if len({span.short for span in group}) == 1 else ""
+                    if short and len(short) * LETTER <= edge - start - 4:
+                        made.append(_text(start, y + 4, short, "mark-name", "start"))
         return made
 
     def _merged(self, lane: Lane) -> list[list[Span]]:

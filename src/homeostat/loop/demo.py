@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from homeostat.adapt import EATA, LAME, BatchNormBlend, CoTTA
+from homeostat.adapt import EATA, LAME, BatchNormBlend
 from homeostat.core.data import Data
 from homeostat.core.errors import MissingPart, StoreError
 from homeostat.core.method import Remedy, Shift
@@ -36,16 +36,16 @@ STREAM: tuple[tuple[str, Shift], ...] = (
 """The phases of the demonstration's stream."""
 
 SIMULATED: tuple[Shift, ...] = (
-    *(Corrupt(name, severity, "imagenet") for name in ("speckle_noise", "brightness") for severity in (2, 4)),
-    *(Corrupt(name, severity, "imagenet") for name in ("gaussian_blur", "pixelate") for severity in (1, 3)),
-    Corrupt("spatter", 3, "imagenet"), LabelShift(concentration=0.5), CorrelatedOrder(0.1),
+    *(Corrupt(name, severity, "imagenet") for name in ("impulse_noise", "defocus_blur") for severity in (3, 5)),
+    *(Corrupt(name, severity, "imagenet") for name in ("frost", "spatter", "pixelate") for severity in (3, 5)),
+    LabelShift(concentration=0.5), CorrelatedOrder(0.1),
 )  # fmt: skip
-"""Shifts on which candidates are calibrated; none of them is in the stream."""
+"""Shifts on which candidates are calibrated; none of them is in the stream. They were chosen so that there is something
+to see: where only mild shifts are rehearsed, bounds on the gain in strong ones are too wide for a commit."""
 
 CANDIDATES: tuple[Remedy, ...] = (
     EATA(),
     BatchNormBlend(),
-    CoTTA(views=4),
     LAME(),
     Fit(objective=Supervised(on="target"), recipe=Recipe(epochs=5, batch=32, optimizer=SGD(lr=0.01))),
 )

@@ -48,11 +48,19 @@ class Figure:
 
 
 def marks_of(rows: Sequence[Row], stream: Stream) -> list[Lane]:
-    def lane(kind: str, shape: Shape) -> Lane:
-        at = [(stream.position(row.step), row.step) for row in rows if row.kind == kind]
-        return Lane(kind, kind, [Span(p, p, f"{kind} at window {step:,}") for p, step in at], shape)
+    """Alarms and trials that were repeated, with the kind of shift that was diagnosed; commits and rollbacks."""
+    again = {id(row) for row in rows if row.content.get("again")}
 
-    return [lane("alarm", "triangle"), lane("commit", "circle"), lane("rollback", "diamond")]
+    def lane(name: str, kind: str, shape: Shape) -> Lane:
+        spans = list[Span]()
+        for row in (row for row in rows if row.kind == kind and (name == "retry") == (id(row) in again)):
+            at, shift = stream.position(row.step), story.clip(row.content.get("shift") or "", 40)
+            spans.append(Span(at, at, f"{name} at window {row.step:,}" + (f": {shift}" if shift else ""), shift))
+        return Lane(name, kind, spans, shape)
+
+    lanes = [lane("alarm", "alarm", "triangle"), lane("retry", "alarm", "square"), lane("commit", "commit", "circle"),
+             lane("rollback", "rollback", "diamond")]  # fmt: skip
+    return [made for made in lanes if made.spans or made.name != "retry"]
 
 
 def accuracy_figure(
@@ -70,27 +78,26 @@ def accuracy_figure(
     label = "Share of right answers over windows, of what was served and of the network as deployed." if judged else (
         "Alarms, commits and rollbacks over windows; accuracy is not known."
     )  # fmt: skip
-    counted = ", ".join(f"{story.several(len(lane.spans), lane.name)}" for lane in marks)
+    many = {"retry": "retries"}
+    counted = ", ".join(story.several(len(lane.spans), lane.name, many.get(lane.name, "")) for lane in marks)
     axis = "right answers" if stream.judge != "revealed" else "right answers, on the labels that came"
     chart = Chart(f"{label} Marked: {counted}.", axis if judged else "", stream.steps, lines, summary.shading(found),
                   lanes, percent=True, height=230 if judged else 0)  # fmt: skip
-    caption = "Alarms, commits and rollbacks, and what was answering, by its letter."
+    caption = "Alarms with their diagnosis, commits and rollbacks, and what was answering, by its letter."
     if judged:
         caption = f"Top: how often the answers were right, window by window. Below: {caption[0].lower()}{caption[1:]}"
     key = [("served", "as served"), ("frozen", "as deployed, left alone")] if judged else []
     return Figure(chart, caption, key)
 
 
-def entropy_figure(stream: Stream, found: Sequence[Phase], marks: Sequence[Lane], rows: Sequence[Row]) -> Figure | None:
+def entropy_figure(stream: Stream, found: Sequence[Phase], marks: Sequence[Lane]) -> Figure | None:
     if not np.isfinite(stream.entropy).any():
         return None
-    levels = summary.normal_levels(stream, rows)
     label = "Uncertainty of the network as deployed over windows, from 0 (sure) to 1 (no idea), with the same marks."
     chart = Chart(label, "uncertainty (0 sure, 1 no idea)", stream.steps, [Line(stream.entropy, "evidence")],
-                  summary.shading(found), marks, levels, height=190)  # fmt: skip
-    key = [("evidence", "uncertainty of the network as deployed")]
-    key += [("level", "what the monitor took as normal, before each alarm about it")] if levels else []
-    return Figure(chart, "What the monitor looks at in every window; it needs no labels for it.", key)
+                  summary.shading(found), marks, height=190)  # fmt: skip
+    caption = "One of the numbers the monitor looks at; it needs no labels for it. Beside an alarm is its diagnosis."
+    return Figure(chart, caption, [("evidence", "uncertainty of the network as deployed")])
 
 
 def latency_figure(stream: Stream, found: Sequence[Phase]) -> Figure | None:

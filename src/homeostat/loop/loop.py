@@ -1,4 +1,4 @@
-"""The loop: serve, monitor, propose, trial, verify, commit or roll back, journal; window after window.
+"""The loop: serve, monitor, diagnose, propose, trial, verify, commit or roll back, journal; window after window.
 
 The network as deployed (the *frozen* one) is kept and is the sensor. What is *served* starts as it and changes only by
 a commit. Every decision, its evidence and the checkpoint it leads to are in the journal; what a killed process had
@@ -7,7 +7,6 @@ committed is there when it resumes, and the resumed run goes on as the uninterru
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,27 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.data import UNKNOWN, Batch, Data, check_finite, join
+from homeostat.core.data import UNKNOWN, Batch, Data, check_finite
 from homeostat.core.errors import InputError, ModelError, StoreError
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.intake import as_data
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.online import Online
-from homeostat.core.reading import Finding, Reading
+from homeostat.core.probe import Outputs
 from homeostat.core.run import Run
 from homeostat.core.save import content_hash
 from homeostat.core.task import Classify, check_labels
-from homeostat.core.trace import Entry, Trace
+from homeostat.core.trace import Trace
 from homeostat.core.weights import check_weights
 from homeostat.core.world import World
-from homeostat.loop.monitor import normalised_entropy
+from homeostat.loop.controller import Controller, Window
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import LoopState, Progress
 from homeostat.loop.repertoire import Repertoire, labelled_before
+from homeostat.loop.sensor import Sensor
 from homeostat.loop.store import SWITCHES, Row, Store
 from homeostat.loop.stream import follow
-from homeostat.loop.trial import judge
-from homeostat.loop.verify import Signs, attempt, guard, shadow, share_right, sound
+from homeostat.loop.verify import attempt
 
 
 class Loop:
@@ -50,6 +49,10 @@ class Loop:
         simulate: shifts on which candidates' estimates are calibrated; without them only labels can commit.
         plan: how the loop works.
         run: seed, watcher, and `scratch` for caches (default: inside the store).
+
+    Attributes:
+        frozen: the network as deployed, a fork of the given one.
+        seen: its outputs for the window that was learnt from last.
 
     Raises:
         MissingPart: there are no labelled data from before.
@@ -75,31 +78,39 @@ class Loop:
         check_weights(self.frozen)
         if any(isinstance(module, Online) for module in self.frozen.modules()):
             raise ModelError("the model adapts while it serves; give the plain network, and its method as a remedy")
-        before = labelled_before(world)
-        self._before = torch.cat([sound(self.frozen, batch, world.task) for batch in before.batches(256)])
-        labels = before.all_labels()
-        world.task.check(self._before, labels, "source.y")
-        self.right_before = share_right(self._before, labels)
-        self.plan, self.world = plan, world
+        self.sensor = Sensor(self.frozen, world.task)
+        data = labelled_before(world)
+        before = self.sensor.read(data)
+        world.task.check(before.logits, before.labels, "source.y")
+        self.plan, self.world, self.classes = plan, world, before.logits.shape[-1]
         self.store = store if isinstance(store, Store) else Store(store)
         self.setup = run if run.scratch is not None else run.replace(scratch=self.store.path / "cache")
-        self.trace = Trace()
+        self._rows: list[Row] = []
+        self._late: list[tuple[Tensor, Tensor, int | None]] = []
+        self.seen: Outputs | None = None
+        self._now: tuple[Batch, Tensor, str, float, Outputs | None] | None = None
         try:
-            self.repertoire = Repertoire(remedies, self.frozen, world, before, simulate, plan, self.setup)
+            self.repertoire = Repertoire(remedies, self.sensor, world, data, before, simulate, plan, self.setup)
+            self.controller = Controller(self.frozen, before, self.repertoire, plan, self.setup, self._say)
             self._start()
         except BaseException:
             if self.store is not store:
                 self.store.close()
             raise
 
+    @property
+    def state(self) -> LoopState:
+        """The tensors: what is served, candidates in shadow, and all that the loop remembers."""
+        return self.controller.state
+
+    @property
+    def progress(self) -> Progress:
+        """Where the loop stands."""
+        return self.controller.progress
+
     # -- start, snapshot, resume
 
     def _start(self) -> None:
-        self.state, self.progress = LoopState(fork(self.frozen)), Progress(wait=self.plan.retry)
-        self.recent: list[Batch] = []
-        self._rows: list[Row] = []
-        self._now: tuple[Batch, Tensor, str, float] | None = None
-        self.plan.monitor.begin(normalised_entropy(self._before), 1 - self.right_before, self.state.carry)
         snapshot, start = self.store.last("snapshot"), self.store.last("start")
         if start is not None and start.checkpoint != content_hash(self.state.served):
             raise StoreError(f"{self.store.path} was begun with another network; give that one, or another folder")
@@ -107,26 +118,28 @@ class Loop:
             self._resume(snapshot)
         elif start is None:
             name = self.store.keep(self.state.served)
-            said = {"served": "source", "accuracy_before": self.right_before, "plan": self.plan.to_config()}
+            right = round(1 - self.controller.error_before, 6)
+            said = {"served": "source", "accuracy_before": right, "plan": self.plan.to_config()}
             self.store.write([Row(0, "start", said, name)])
 
     def _resume(self, row: Row) -> None:
         state = self.store.load(str(row.checkpoint), base=self.frozen)
         assert isinstance(state, LoopState)
-        self.state, self.progress = state, Progress.from_dict(row.content)
-        self.recent = state.recent(self.progress.recent, self.repertoire.before.fetch(torch.arange(1)).x)
+        made = self.controller
+        made.state, made.progress = state, Progress.from_dict(row.content)
+        made.recent = state.recent(made.progress.recent, self.repertoire.before.fetch(torch.arange(1)).x)
         for earlier in self.store.rows("decision"):
-            if earlier.step < self.progress.at:
-                self._remember(earlier)
+            if earlier.step < made.progress.at:
+                made.remember(earlier.step, earlier.content)
 
     def snapshot(self) -> None:
         """Write all state to the store; a resumed run starts from the last snapshot."""
-        self.state.put_recent(self.recent)
-        self.progress.recent = len(self.recent)
+        self.state.put_recent(self.controller.recent)
+        self.progress.recent = len(self.controller.recent)
         name = self.store.keep(self.state)
-        self._say("snapshot", self.progress.as_dict(), name)
+        self._rows.append(Row(self.progress.at, "snapshot", self.progress.as_dict(), name))
         self.flush()
-        self.store.collect([name])
+        self.store.collect([name], self.plan.checkpoints)
 
     def flush(self) -> None:
         """Write the journal rows that wait; they are also written at every decision and snapshot."""
@@ -134,8 +147,13 @@ class Loop:
             self.store.write(self._rows)
             self._rows = []
 
-    def _say(self, kind: str, content: dict[str, Any], checkpoint: str | None = None) -> None:
-        self._rows.append(Row(self.progress.at, kind, content, checkpoint))
+    def _say(self, kind: str, content: dict[str, Any], model: nn.Module | None) -> None:
+        # A switch is written with the snapshot that ends its window, so that a resumed process serves what the
+        # journal says.
+        name = None if model is None else self.store.keep(model)
+        self._rows.append(Row(self.progress.at, kind, content, name))
+        if kind in ("propose", "keep"):
+            self.flush()
 
     # -- serve
 
@@ -154,12 +172,17 @@ class Loop:
             raise InputError("the window is empty; at least one sample is needed")
         check_finite(made.x, "x")
         if made.y is not None:
-            check_labels(made.labels, self._before.shape[-1], "y", (len(made),))
-        began = time.perf_counter()
-        out, failed = attempt(self.state.served, made)
+            check_labels(made.labels, self.classes, "y", (len(made),))
+        began, seen, failed = time.perf_counter(), None, ""
+        if self.progress.served == "source":
+            seen = self.sensor(made)
+            out: Tensor | None = seen.logits
+        else:
+            out, failed, _ = attempt(self.state.served, made)
         if out is None:
-            out = sound(self.frozen, made, self.world.task)
-        self._now = (made, out, failed, time.perf_counter() - began)
+            seen = self.sensor(made)
+            out = seen.logits
+        self._now = (made, out, failed, 1000 * (time.perf_counter() - began), seen)
         return out
 
     def step(self, batch: Batch | Any) -> Tensor:
@@ -167,6 +190,24 @@ class Loop:
         out = self.predict(batch)
         self.learn()
         return out
+
+    def feedback(self, labels: Tensor | Any, ids: Tensor | Any, step: int | None = None) -> None:
+        """Labels that come late: they are used at the next `learn`.
+
+        Args:
+            labels: int64 `[samples]`, in any number and order; `UNKNOWN` (-100) ones are passed over.
+            ids: int64 `[samples]`, the `id`s that these samples had in their window.
+            step: number of that window (`loop.progress.at` before it was learnt from); needed only where ids come
+                again, since the newest sample of an id that has no label yet is taken.
+
+        Raises:
+            InputError: labels are out of range, or not as many as ids.
+        """
+        given, numbers = torch.as_tensor(labels), torch.as_tensor(ids)
+        if numbers.ndim != 1 or numbers.is_floating_point():
+            raise InputError(f"ids are one integer a sample; got {numbers.dtype} {tuple(numbers.shape)}")
+        check_labels(given, self.classes, "labels", (len(numbers),))
+        self._late.append((given, numbers, step))
 
     def learn(self) -> None:
         """Everything that follows serving, for the window that was served last.
@@ -177,159 +218,44 @@ class Loop:
         """
         if self._now is None:
             raise InputError("there is no served window to learn from; call predict first")
-        (made, out, failed, seconds), self._now = self._now, None
-        now = self.progress
-        frozen = out if failed or now.served == "source" else sound(self.frozen, made, self.world.task)
+        (made, out, failed, ms, seen), self._now = self._now, None
         labels = made.y if isinstance(made.y, Tensor) else torch.full((len(made),), UNKNOWN)
-        known = labels != UNKNOWN
-        right, frozen_right = (logits.argmax(-1)[known].eq(labels[known]).int() for logits in (out, frozen))
-        self.recent = [*self.recent, made.replace(y=labels, meta={})][-self.plan.trial :]
-        entropy = normalised_entropy(frozen)
-        said: dict[str, Any] = {"served": now.served, "ms": round(1000 * seconds, 2)}
-        said["entropy"] = round(float(entropy.mean()), 4)
-        if count := int(known.sum()):
-            said |= {"labels": count, "right": int(right.sum()), "frozen_right": int(frozen_right.sum())}
-        self._say("window", said)
-        finding = self.plan.monitor.look(entropy, 1 - frozen_right, self.state.carry)
-        # A breach ends a trial too: what is served is watched whatever else goes on.
-        if now.served != "source" and (why := failed or self._breached(out, frozen, frozen_right - right)):
-            self._switch("rollback", "source", fork(self.frozen), why)
-        elif now.phase == "trial":
-            self._shadow(made, out, frozen, labels, known)
-        elif finding is not None or now.at == now.retry_at:
-            self._alarm(finding)
-        self.progress.at += 1
+        seen = self.sensor(made) if seen is None else seen
+        late, self._late = self._late, []
+        self.seen = seen
+        batch = made.replace(y=labels.cpu().long(), meta={})
+        self.controller.turn(Window(batch, out, seen, failed, ms, [(i, y, s) for y, i, s in late]))
         if self.progress.at % self.plan.snapshot == 0 or any(row.kind in SWITCHES for row in self._rows):
             self.snapshot()
 
-    # -- propose and try
+    def rehearse(self) -> None:
+        """Calibrate every candidate's estimate now; else each is when it is first needed, within a `learn`."""
+        for name in self.repertoire.remedies:
+            self.repertoire.estimate(name)
 
-    def _alarm(self, finding: Finding | None) -> None:
-        now = self.progress
-        if finding is not None:
-            now.wait = self.plan.retry
-            now.diagnosis = {key: getattr(finding, key) for key in ("kind", "text", "effect", "since")}
-        self._say("alarm", {**now.diagnosis, "again": finding is None})
-        names = self.repertoire.propose(self.recent, self.trace)
-        left = [name for name in self.repertoire.remedies if name not in names]
-        # Going back is always an option; staying as it is needs no trial.
-        names += ["source"] if now.served != "source" else []
-        now.trials, self.state.shadows = self.repertoire.apply(names, self.recent, now.at)
-        now.since = now.at
-        self._say("propose", {"tried": names, "left": left})
-        if any(not trial.refused for trial in now.trials):
-            now.phase = "trial"
-        else:
-            self._reject("; ".join(f"{t.name}: {t.refused}" for t in now.trials) or "no candidate fits")
-        self.flush()
-
-    def _shadow(self, made: Batch, served: Tensor, frozen: Tensor, labels: Tensor, known: Tensor) -> None:
-        now = self.progress
-        for trial, model in zip(now.trials, self.state.shadows.children(), strict=True):
-            if trial.refused:
-                continue
-            out, trial.refused = attempt(model, made)
-            if out is not None:
-                trial.see(out, served, frozen, labels, known, self.plan.few)
-        if (done := now.at - now.since) >= self.plan.verify:
-            self._decide(final=done >= self.plan.patience)
-
-    # -- verify, commit, roll back
-
-    def _decide(self, final: bool) -> None:
-        now, plan, known = self.progress, self.plan, self.repertoire
-        models = dict(zip((t.name for t in now.trials), self.state.shadows.children(), strict=True))
-        alpha = plan.alpha / len(now.trials)
-        verdicts = [
-            judge(
-                trial, known.estimate(trial.name), known.estimate(now.served), wanted=plan.gain, alpha=alpha,
-                lost=0.0 if trial.refused else known.loss_before(models[trial.name]), anchor=plan.anchor,
-            )
-            for trial in now.trials
-        ]  # fmt: skip
-        winners = [v for v in verdicts if v.word == "better"]
-        if not winners and not final and any(v.word == "undecided" for v in verdicts):
-            return
-        for verdict in verdicts:
-            if verdict.word == "undecided":
-                verdict.word, verdict.why = "not shown", verdict.why + "; the evidence did not decide in time"
-        self._say("decision", {"verdicts": [v.as_dict() for v in verdicts]})
-        self._remember(self._rows[-1])
-        if winners:
-            best = max(winners, key=lambda v: v.gain or 0.0)
-            self._switch("rollback" if best.name == "source" else "commit", best.name, models[best.name], best.why)
-        else:
-            self._reject("; ".join(f"{v.name}: {v.why}" for v in verdicts))
-
-    def _breached(self, out: Tensor, frozen: Tensor, worse: Tensor) -> str | None:
-        """Why what is served is no longer better than the frozen network, or None."""
-        now = self.progress
-        if why := guard(out, frozen, self.plan.few):
-            return why
-        now.breach.watch(worse)
-        if now.breach.capital >= self.plan.monitor.run_length:
-            return f"the frozen network is better by {now.breach.mean:.1%} on {now.breach.count} labels"
-        estimate = self.repertoire.estimate(now.served)
-        below = estimate.margin < math.inf and estimate.gain(Signs.of(out, frozen)) < 0
-        # Labels that came in this window and speak for what is served outweigh an estimate that speaks against it.
-        below = below and int(worse.sum()) >= 0
-        now.low = now.low + 1 if below else 0
-        if now.low >= self.plan.verify:
-            return f"its estimated gain over the frozen network was negative for {now.low} windows"
-        return None
-
-    def _switch(self, kind: str, name: str, model: nn.Module, why: str) -> None:
-        now = self.progress
-        # Written with the snapshot that ends this window, so that a resumed process serves what the journal says.
-        self._say(kind, {"from": now.served, "to": name, "why": why}, self.store.keep(model))
-        self.state.served, self.state.shadows = model, nn.Sequential()
-        self.progress = Progress(now.at, name, diagnosis=now.diagnosis, wait=self.plan.retry)
-        self._settle()
-        self.setup.emit(kind, now.at, served=name, why=why)
-
-    def _reject(self, why: str) -> None:
-        now = self.progress
-        self._say("keep", {"served": now.served, "why": why})
-        self.flush()
-        self.state.shadows = nn.Sequential()
-        self.progress = Progress(
-            now.at, now.served, diagnosis=now.diagnosis, retry_at=now.at + now.wait, wait=2 * now.wait,
-            breach=now.breach, low=now.low,
-        )  # fmt: skip
-        self._settle()
-
-    def _settle(self) -> None:
-        """The monitor takes the recent windows as its reference, so that a shift is not reported again and again."""
-        recent = join(self.recent)
-        if len(recent) < 50:
-            return
-        logits, known = shadow(self.frozen, recent), recent.labels != UNKNOWN
-        error = 1 - self.right_before
-        if int(known.sum()) >= 10:
-            error = max(error, 1 - share_right(logits[known], recent.labels[known]))
-        self.plan.monitor.begin(normalised_entropy(logits), error, self.state.carry)
-
-    def _remember(self, row: Row) -> None:
-        for verdict in row.content["verdicts"]:
-            gain = -self.plan.gain if verdict["word"] == "refused" else verdict["gain"]
-            if gain is not None:
-                reading = Reading("gain", gain, unit="fraction", better="higher")
-                self.trace = self.trace.add(Entry(row.step, verdict["name"], "", (reading,), verdict["why"]))
+    def rollback(self, why: str = "asked for") -> None:
+        """Put the network as deployed back, whatever the evidence; a trial under way ends."""
+        if self.progress.served == "source":
+            raise InputError("the network as deployed is served already; there is nothing to go back from")
+        self.controller.switch("rollback", "source", fork(self.frozen), why)
+        self.progress.by_hand += 1
+        self.snapshot()
 
     # -- whole streams, and what happened
 
-    def run(self, stream: Data | Any, *, labels: int = 0) -> Trace:
+    def run(self, stream: Data | Any, *, labels: int = 0, delay: int = 0) -> Trace:
         """Run over a stream from where the store stands, and return the trace of what was served.
 
         Args:
             stream: data in order; `meta["phase"]` (int), when there, names phases. If it has labels they judge: the
                 trace then has served and frozen accuracy, which the loop itself never sees.
             labels: how many random labels a window are revealed to the loop.
+            delay: how many windows later they come.
 
         Returns:
             An entry per window: readings `accuracy` and `frozen` (where labels judge) and `seconds`.
         """
-        return follow(self, as_data(stream, "stream"), labels)
+        return follow(self, as_data(stream, "stream"), labels, delay)
 
     def history(self) -> list[Row]:
         """The journal's switches, alarms and decisions, in order."""

@@ -1,147 +1,277 @@
 """Watching a stream: sequential tests that may be looked at after every window.
 
-The sensor is the network as it was deployed, frozen, so that a commit does not move the reference. From each window it
-gives numbers in 0..1: the mean predictive entropy over log K and, where labels came, the error. For each number u and
-bound b the e-detector bets against the hypothesis that its conditional mean is at most b:
+The sensor is the network as it was deployed, frozen, so that a commit does not move the reference. Of each sample it
+gives numbers u in 0..1: how its entropy, its confidence and the distance of its features rank among samples from
+before, which class is predicted and, where a label came, whether that was wrong. For each number, direction and bound
+b, and for each of a few stakes g in 0..1, there is an e-detector (Shiryaev-Roberts), whose capital after window t is
 
-    K_t = max(K_{t-1}, 1) * (1 + lambda_t (u_t - b)),    0 <= lambda_t < 1 / b,
+    R_t = (R_{t-1} + 1) * product over the window's observations of (1 - g + g u / b),        R_0 = 0.
 
-with a bet lambda_t that depends on the past alone. Under the hypothesis the factor has conditional mean at most 1, so
-that the average run length between false alarms is at least `threshold` looks, whatever the distribution and however
-often one looks. The bound is the calibrated mean, plus its own error, plus the smallest effect worth an alarm: an alarm
-needs an effect, not only evidence.
+If every observation has mean at most b given the past, R_t - t has no upward drift, and the average over all stakes,
+classes, directions and signals has none either. So the first window in which that average reaches `run_length` comes
+after at least `run_length` windows on average, whatever the distribution, however small the windows and however often
+one looks. The average gives this once for all signals; comparing each with a threshold of its own would never alarm
+sooner. A window counts as one step, however many observations it has.
 
-Reference: Shin, Ramdas, Rinaldo, E-detectors: a nonparametric framework for sequential change detection, 2023
-(e-CUSUM); Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS-B 2024 (the bets).
+The bound is the mean on data from before, plus two standard errors of it (more where a signal has many detectors), plus
+the smallest effect worth an alarm: an alarm needs an effect, not only evidence. Below the bound false alarms are far
+rarer than stated.
+
+Observations are single samples where neighbours are independent, else means of blocks twice as long as the likeness of
+neighbours lasts. A block's mean is held against a bound like a sample is, so dependence costs speed: what one sample
+can multiply the capital by, a block of ten can too, and no more.
+
+Reference: Shin, Ramdas, Rinaldo, E-detectors: a nonparametric framework for sequential change detection, NEJSDS 2024;
+Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS-B 2024 (the stakes).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from homeostat.core.errors import InputError
+from homeostat.core.data import UNKNOWN
+from homeostat.core.errors import InputError, SpecError
 from homeostat.core.online import Bag
+from homeostat.core.probe import Outputs
 from homeostat.core.reading import Finding
 from homeostat.core.spec import Count, Positive, Spec
+from homeostat.loop.neighbours import block_lengths, block_means, likeness, pairs_of, products_by_signal, remembered
+from homeostat.loop.onset import Onset
+from homeostat.loop.scores import (
+    Scores,
+    Signal,
+    columns_of,
+    kind_of,
+    normalised_entropy as normalised_entropy,
+    ranked_among,
+)
+from homeostat.probe.intervals import wilson
+
+STAKES = torch.tensor([1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 0.95], dtype=torch.float64)
+"""Shares of what could be lost that are bet; the capitals they lead to are averaged."""
+SIGNALS: tuple[Signal, ...] = ("entropy", "confidence", "features", "classes", "error")
+HISTORY = 200
+"""Windows of which the means are kept."""
+LEAST = 50
+"""Samples needed to begin."""
 
 
-def e_cusum(capital: float, value: float, bound: float, bet: float) -> float:
-    """One step of the e-CUSUM; `bet` in `[0, 1 / bound)`."""
-    return max(capital, 1.0) * (1.0 + bet * (value - bound))
+def shiryaev_roberts(
+    capital: Float[Tensor, "*detectors stakes"],
+    observed: Float[Tensor, "*detectors observations"],
+    bound: Float[Tensor, "*detectors"],
+    stakes: Float[Tensor, " stakes"] = STAKES,
+) -> Float[Tensor, "*detectors stakes"]:
+    """Capitals after one window; a detector without observations stays as it is.
 
-
-def bet_size(mean: float, second: float, bound: float) -> float:
-    """A bet from past values: the mean excess over its second moment, kept within three quarters of what could ruin."""
-    return min(max(mean / second, 0.0), 0.75 / bound)
+    >>> zero = torch.zeros(1, dtype=torch.float64)
+    >>> shiryaev_roberts(zero, zero + 0.6, zero[0] + 0.5, zero + 0.5).tolist()
+    [1.1]
+    """
+    if not observed.shape[-1]:
+        return capital
+    grown = torch.log1p(stakes * (observed / bound[..., None] - 1)[..., None]).sum(-2)
+    return ((capital + 1) * grown.exp()).clamp(max=1e300)
 
 
 @dataclass(frozen=True)
 class Monitor(Spec):
-    """Detects that the sensor's numbers have left their calibrated range.
+    """Detects that the frozen network's numbers have left what they were on data from before.
 
     Attributes:
-        run_length: average number of windows between false alarms, at least; shared by the three detectors.
-        effect: smallest change of the mean normalised entropy worth an alarm.
+        run_length: average number of windows between false alarms, at least; all signals together.
+        signals: what is watched. `features` needs outputs that have them, `error` needs labels that come.
+        effect: smallest P(now > before) - 1/2 worth an alarm, of entropy, confidence and the features' distance.
+        share: smallest change of a predicted class's share, or of the least certain or furthest tenth, worth an alarm.
         harm: smallest rise of the error worth an alarm, where labels come.
-        block: samples averaged into one observation. Samples within a block may depend on each other; a stream whose
-            neighbours are alike (video, sorted arrivals) wants a block as long as that likeness lasts.
+        block: samples averaged into one observation; None takes twice as many as neighbours were alike in earlier
+            windows. Samples within a block may depend on each other. Likeness that outlasts a window is not seen.
     """
 
     run_length: Count = 500
+    signals: tuple[Signal, ...] = SIGNALS
     effect: Positive = 0.03
+    share: Positive = 0.03
     harm: Positive = 0.05
-    block: Count = 10
+    block: Count | None = None
 
-    def begin(self, reference: Tensor, error: float | None, state: Bag) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.signals or len(set(self.signals)) < len(self.signals):
+            raise SpecError(f"Monitor.signals = {self.signals!r}, but it must name at least one signal, each once")
+
+    # -- calibrate
+
+    def begin(self, before: Outputs | Any, state: Bag, error: float | None = None, *, ordered: bool = False) -> None:
         """Calibrate.
 
         Args:
-            reference: `[samples]` the sensor's normalised entropies on data from before.
-            error: the sensor's error on labelled data from before, if known.
-            state: where the detectors' state is kept.
+            before: what the frozen network gives for data from before: logits and, to watch them, features.
+            state: where all state is kept, under `monitor`; how alike neighbours are stays from earlier.
+            error: the network's error on data from before; where not given, that on the labels in `before`. Without
+                either, errors are not watched.
+            ordered: whether `before` is in the order of a stream, so that neighbours may be alike.
 
         Raises:
             InputError: fewer than 50 samples.
         """
-        if len(reference) < 50:
+        if len(before) < LEAST:
             raise InputError(
-                f"the reference has {len(reference)} samples; at least 50 are needed to calibrate a monitor"
+                f"the reference has {len(before)} samples; at least {LEAST} are needed to calibrate a monitor"
             )
-        mean, doubt = float(reference.mean()), 2.0 * float(reference.std()) / math.sqrt(len(reference))
-        if error is not None:
-            error += 2.0 * math.sqrt(max(error * (1 - error), 1e-4) / len(reference))
-        bounds = [mean + doubt + self.effect, 1 - mean + doubt + self.effect, (error or 0.0) + self.harm]
-        state["bounds"] = torch.tensor(bounds, dtype=torch.float64).clamp(1e-3, 1.0)
-        state["center"] = torch.tensor(mean, dtype=torch.float64)
-        self._restart(state)
+        alike = {name: kept for name, kept in _under(state.under("monitor"), "alike").items() if name != "means"}
+        for name in [name for name in state if name.startswith("monitor.")]:
+            del state[name]
+        sensor = Scores.fit(before, ordered=ordered)
+        state.put("monitor.sensor", sensor.kept)
+        read = {name: values for name, values in sensor.read(before).items() if name in self.signals}
+        rows, times = len(before), dict.fromkeys(read, 1.0)
+        if ordered:
+            sums, pairs = products_by_signal(read), pairs_of(rows)
+            times = {name: min(max(1.0, likeness(s, pairs, rows, 0)), rows / 5) for name, s in sums.items()}
+            alike = alike or {**sums, "pairs": pairs, "window": torch.tensor(float(rows))}
+        state.put("monitor.alike", alike)
+        error, labels = _error_before(before, error)
+        for name, values in read.items():
+            used = values[ranked_among(rows, ordered)] if name == "features" else values
+            self._open(state, name, used.mean(0), len(used) / times[name])
+        if error is not None and "error" in self.signals:
+            size = labels / max(times.values(), default=1.0)
+            self._open(state, "error", torch.tensor([error], dtype=torch.float64), size)
+        width = sum(len(state[f"monitor.{name}.center"]) for name in _watched(state.under("monitor")))
+        state["monitor.history"] = torch.zeros(0, 2 + width)
 
-    def _restart(self, state: Bag) -> None:
-        # Per detector: capital; then count, sum and sum of squares of the excess since the capital last was 1.
-        state["detectors"] = torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 3, dtype=torch.float64)
+    def _open(self, state: Bag, name: str, center: Tensor, size: float) -> None:
+        """Detectors of a signal whose columns had this mean over `size` independent samples."""
+        columns, bounds = columns_of(name, len(center)), []
+        # One detector's bound covers the reference's error by two standard errors, and so do those of several together.
+        missed = float(ndtr(-2.0)) / len(columns)
+        for index, side in columns:
+            if name in ("classes", "error") or index == 1:
+                mean = float(center[index])
+                least, doubt = self.harm if name == "error" else self.share, wilson(mean * size, size, 1 - 2 * missed)
+                bounds.append((doubt.high if side > 0 else 1 - doubt.low) + least)
+            else:  # of ranks
+                center[index] = 0.5
+                bounds.append(0.5 - float(ndtri(missed)) * math.sqrt(1 / 12 / size) + self.effect)
+        # No number in 0..1 is evidence against a bound of 1 or more: such detectors are left out of the average.
+        bound = torch.tensor(bounds, dtype=torch.float64)
+        alive = bound < 1
+        detectors = {"center": center, "bounds": bound.where(alive, math.inf), "size": torch.tensor(float(size))}
+        detectors["weights"] = alive.double() / alive.sum().clamp(min=1)
+        state.put(f"monitor.{name}", {**detectors, "capital": torch.zeros(len(bounds), len(STAKES)).double()})
 
-    def look(self, entropy: Tensor, wrong: Tensor | None, state: Bag) -> Finding | None:
+    # -- look
+
+    def look(self, seen: Outputs | Any, wrong: Tensor | None, state: Bag) -> Finding | None:
         """Look at a window.
 
         Args:
-            entropy: `[window]`, the sensor's normalised entropies.
-            wrong: `[labelled]`, 0 or 1 for each sample whose label came; None or empty when none did.
+            seen: what the frozen network gives for the window.
+            wrong: `[labels]`, 0 or 1 for each label that came since the last look, also of earlier windows; None or
+                empty when none did.
+            state: as `begin` and earlier looks left it.
 
         Returns:
-            A finding when there is an alarm; the detectors then start afresh.
+            A finding when there is an alarm; the detectors start afresh with the next look.
         """
-        blocks = self._blocks(entropy)
-        streams = [blocks, [1 - value for value in blocks], [] if wrong is None else self._blocks(wrong)]
-        threshold = 3 * self.run_length * max(1, len(blocks))
-        rows = state["detectors"].tolist()
-        alarm: int | None = None
-        for which, (row, values, bound) in enumerate(zip(rows, streams, state["bounds"].tolist(), strict=True)):
-            for value in values:
-                capital, count, total, squares = row
-                # One imagined observation of the size of the effect lets the first bets be made.
-                bet = bet_size(total + self.effect, squares + self.effect**2 + 0.01, bound)
-                capital, excess = e_cusum(capital, value, bound, bet), value - bound
-                row[:] = (
-                    (capital, count + 1, total + excess, squares + excess**2) if capital > 1 else (1.0, 0.0, 0.0, 0.0)
-                )
-                if capital >= threshold:
-                    alarm = which if alarm is None else alarm
-        state["detectors"] = torch.tensor(rows, dtype=torch.float64)
-        if alarm is None:
-            return None
-        capital, count, _, _ = rows[alarm]
-        mean, center = float(entropy.mean()), float(state["center"])
-        seen = math.nan if wrong is None or not len(wrong) else float(wrong.double().mean())
-        kind, effect, text = (
-            (
-                "uncertain",
-                mean - center,
-                f"predictions are less certain than before: entropy {mean:.3f}, was {center:.3f}",
-            ),
-            (
-                "certain",
-                center - mean,
-                f"predictions are more certain than before: entropy {mean:.3f}, was {center:.3f}",
-            ),
-            ("error", seen, f"errors rose: {seen:.0%} of the labels that came in this window disagree"),
-        )[alarm]
-        self._restart(state)
-        since = math.ceil(count / max(1, len(streams[alarm])))
-        return Finding(kind, True, since=since, p_value=min(1.0, 1 / capital), effect=effect, text=text)
+        kept = state.under("monitor")
+        watched = _watched(kept)
+        if kept.pop("spoke", None) is not None:
+            del state["monitor.spoke"]
+            afresh = {f"{name}.capital": torch.zeros_like(kept[f"{name}.capital"]) for name in watched}
+            state.put("monitor", afresh)
+            kept |= afresh
+        read = {name: values for name, values in Scores(_under(kept, "sensor")).read(seen).items() if name in watched}
+        blocks = dict.fromkeys(read, self.block) if self.block else block_lengths(kept, read, len(seen))
+        changed = remembered(kept, read, len(seen)) if read and not self.block else {}
+        labels = 0 if wrong is None else len(wrong)
+        if wrong is not None and labels:
+            read["error"] = wrong.double()[:, None]
+        means = [torch.tensor([len(seen), labels], dtype=torch.float64)]
+        for name in watched:
+            if name not in read:
+                means.append(torch.zeros_like(kept[f"{name}.center"]))
+                continue
+            means.append(read[name].mean(0))
+            values = block_means(read[name], blocks.get(name) or max(blocks.values(), default=1))
+            index, side = torch.tensor(columns_of(name, values.shape[1])).T
+            observed = torch.where(side > 0, values[:, index], 1 - values[:, index])
+            changed[f"{name}.capital"] = shiryaev_roberts(kept[f"{name}.capital"], observed.T, kept[f"{name}.bounds"])
+        changed["history"] = torch.cat([kept["history"], torch.cat(means)[None].float()])[-HISTORY:].clone()
+        state.put("monitor", changed)
+        kept |= changed
+        capital = _average(kept)
+        return self._alarm(state, kept, capital) if capital >= self.run_length else None
 
-    def _blocks(self, values: Tensor) -> list[float]:
-        if not len(values):
-            return []
-        whole = len(values) // self.block * self.block
-        if not whole:
-            return [float(values.double().mean())]
-        return values[:whole].double().view(-1, self.block).mean(1).tolist()
+    # -- say
+
+    def _alarm(self, state: Bag, kept: dict[str, Tensor], capital: float) -> Finding:
+        by_kind: dict[str, float] = {}
+        for name in _watched(kept):
+            columns = columns_of(name, len(kept[f"{name}.center"]))
+            for column, part in zip(columns, _capitals(kept, name).tolist(), strict=True):
+                by_kind[kind_of(name, column)] = by_kind.get(kind_of(name, column), 0.0) + part
+        # The evidence stays to be read until the next look.
+        state["monitor.spoke"] = torch.tensor(True)
+        kind = max(by_kind, key=lambda key: by_kind[key])
+        onset = Onset.of(kept, _watched(kept), kind)
+        effect, subjects, text = onset.say(kept["sensor.classes"].tolist(), self.share)
+        return Finding(kind, True, subjects, onset.ago[onset.at - 1], min(1.0, 1 / capital), effect, text)
+
+    def since(self, state: Bag, kind: str) -> tuple[int, int, int]:
+        """How many windows ago what an alarm of this kind is about began (1: in the last): estimate, 95 % interval."""
+        kept = state.under("monitor")
+        return Onset.of(kept, _watched(kept), kind).interval()
+
+    def evidence(self, state: Bag) -> dict[str, Any]:
+        """By signal: capital, the capital at which it alone would raise the alarm, bound; and `all`, the average."""
+        kept = state.under("monitor")
+        names, made = _watched(kept), dict[str, Any]()
+        for name in names:
+            capital = float(_capitals(kept, name).sum())
+            made[name] = {"capital": _short(capital), "threshold": self.run_length * len(names)}
+            if name != "classes":  # these have a bound each
+                made[name]["bound"] = round(float(kept[f"{name}.bounds"][0]), 4)
+        return made | {"all": {"capital": _short(_average(kept)), "threshold": self.run_length}}
 
 
-def normalised_entropy(logits: Tensor) -> Tensor:
-    """Predictive entropy over log K, `[batch]` in 0..1, of logits or log-probabilities `[batch, K]`."""
-    log_p = logits.float().log_softmax(-1)
-    return (-(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])).clamp(0, 1)
+def _under(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in kept.items() if name.startswith(prefix + ".")}
+
+
+def _watched(kept: dict[str, Tensor]) -> list[str]:
+    return [name for name in SIGNALS if f"{name}.bounds" in kept]
+
+
+def _capitals(kept: dict[str, Tensor], name: str) -> Tensor:
+    """What each detector of a signal adds to the signal's average."""
+    return kept[f"{name}.capital"].mean(1) * kept[f"{name}.weights"]
+
+
+def _average(kept: dict[str, Tensor]) -> float:
+    """The average over stakes, detectors and signals; an alarm goes off at `run_length`."""
+    each = [float(_capitals(kept, name).sum()) for name in _watched(kept)]
+    return sum(each) / max(1, len(each))
+
+
+def _error_before(before: Outputs, error: float | None) -> tuple[float | None, int]:
+    """The error on data from before, and the number of labels behind it."""
+    if error is not None or before.y is None:
+        return error, len(before)
+    known = before.labels != UNKNOWN
+    if not bool(known.any()):
+        return None, 0
+    wrong = before.logits[known].argmax(-1) != before.labels[known]
+    return float(wrong.double().mean()), len(wrong)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -31,12 +31,12 @@ class LoopState(Part):
             del self.carry[name]
         for i, batch in enumerate(recent):
             leaves = dict(named_leaves(batch.x, "x"))
-            self.carry.put(f"recent.{i}", {**leaves, "y": batch.labels, "id": batch.id})
+            self.carry.put(f"recent.{i}", {**leaves, "y": batch.labels, "id": batch.id, "step": batch.meta["step"]})
 
     def recent(self, count: int, like: Tree) -> list[Batch]:
         """The recent windows that `carry` keeps; `like` has the structure of their inputs."""
         bags = [self.carry.under(f"recent.{i}") for i in range(count)]
-        return [Batch(_gather(bag, like, "x"), bag["y"], bag["id"]) for bag in bags]
+        return [Batch(_gather(bag, like, "x"), bag["y"], bag["id"], {"step": bag["step"]}) for bag in bags]
 
 
 def _gather(named: Mapping[str, Tensor], like: Tree, name: str) -> Tree:
@@ -54,26 +54,36 @@ class Progress:
     Attributes:
         at: the next window's number.
         served: name of what is served; `"source"` is the frozen network.
+        switched: window from which that is served.
         phase: `"watch"`, or `"trial"` while candidates run in shadow.
         since: window at which the trial began.
         trials: candidates in shadow, in the order of `LoopState.shadows`.
         diagnosis: of the last alarm.
+        kinds: kinds of shift that it may stand for, with their probabilities, likeliest first.
         retry_at, wait: window at which a rejected trial is repeated, and how long the next wait is.
         breach: labelled evidence that the frozen network is now better than what is served.
         low: windows in a row with a negative estimated gain.
+        slow: windows in a row in which serving took longer than the plan allows.
+        lag: windows that labels took to come, lately.
+        by_hand: rollbacks that a person asked for.
         recent: how many recent windows there are.
     """
 
     at: int = 0
     served: str = "source"
+    switched: int = 0
     phase: Literal["watch", "trial"] = "watch"
     since: int = 0
     trials: list[Trial] = field(default_factory=list)
     diagnosis: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, float] = field(default_factory=dict)
     retry_at: int = -1
     wait: int = 0
     breach: Paired = field(default_factory=Paired)
     low: int = 0
+    slow: int = 0
+    lag: int = 0
+    by_hand: int = 0
     recent: int = 0
 
     def as_dict(self) -> dict[str, Any]:

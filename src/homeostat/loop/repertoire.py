@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from homeostat.core.data import UNKNOWN, Batch, Data, Tensors, join
-from homeostat.core.errors import InputError, MissingPart
+from homeostat.core.errors import HomeostatError, InputError, MissingPart, NonFiniteError
 from homeostat.core.fork import fork
-from homeostat.core.method import Remedy, Shift
+from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.online import Online
+from homeostat.core.probe import Outputs, measure
+from homeostat.core.reading import Reading
 from homeostat.core.run import Run
 from homeostat.core.trace import Trace
 from homeostat.core.world import World
+from homeostat.loop.estimate import Estimate, Normal, Rehearsal, Same, Unknown, calibrate, kinds_of_shift
 from homeostat.loop.plan import Plan
-from homeostat.loop.propose import fitting
+from homeostat.loop.propose import NOTHING
+from homeostat.loop.sensor import Sensor
 from homeostat.loop.trial import Trial
-from homeostat.loop.verify import FAILURES, Estimate, calibrate, shadow, share_right
+from homeostat.loop.verify import FAILURES, shadow, share_right
+from homeostat.probe.shift_kind import ShiftKind
+
+DRIFT: frozenset[Kind] = frozenset({"covariate", "label", "subgroup", "concept", "novel-class", "correlated"})
+"""Kinds of shift that an alarm of the monitor may stand for."""
+
+LIKELY = 0.05
+"""Probability from which a kind of shift is reckoned with."""
 
 
 class Repertoire:
@@ -28,9 +39,9 @@ class Repertoire:
 
     Args:
         remedies: candidates.
-        frozen: the network as deployed.
+        sensor: reads the network as deployed.
         world: what there is besides the recent windows.
-        before: labelled data from before.
+        before, seen: labelled data from before, and the network's outputs on them.
         simulate: shifts on which estimates are calibrated; without any there is none.
         plan: the loop's plan.
         run: seed and scratch folder.
@@ -40,26 +51,82 @@ class Repertoire:
     """
 
     def __init__(
-        self, remedies: Sequence[Remedy], frozen: nn.Module, world: World, before: Data, simulate: Sequence[Shift],
-        plan: Plan, run: Run,
+        self, remedies: Sequence[Remedy], sensor: Sensor, world: World, before: Data, seen: Outputs,
+        simulate: Sequence[Shift], plan: Plan, run: Run,
     ):  # fmt: skip
         if 0 < len(simulate) < 3:
             raise InputError(f"estimates need at least 3 shifts to simulate; got {len(simulate)}. Give more, or none")
         self.remedies = {_label(remedy, remedies): remedy for remedy in remedies}
-        self.frozen, self.world, self.before, self.simulate = frozen, world, before, tuple(simulate)
+        self.sensor, self.frozen, self.normal = sensor, sensor.frozen, Normal.of(seen)
+        self.world, self.before, self.simulate = world, before, tuple(simulate)
         self.plan, self.run = plan, run
-        self.kits = {name: remedy.kit(frozen, world, run=run) for name, remedy in self.remedies.items()}
-        self._estimates = {"source": Estimate()}
-        self._right_before = self._right(frozen)
+        self.kits = {name: remedy.kit(self.frozen, world, run=run) for name, remedy in self.remedies.items()}
+        self._rehearsed: dict[str, Rehearsal | None] = {}
+        self._estimates: dict[tuple[str, frozenset[str]], Estimate] = {}
+        self._memo: dict[tuple[int, int], Outputs] = {}
+        self._checked = seen[: 10 * plan.window]
+        self._right_before = share_right(self._checked.logits, self._checked.labels)
 
-    def propose(self, recent: Sequence[Batch], trace: Trace) -> list[str]:
-        """Names of the candidates to try, best first, at most `plan.candidates`."""
-        world, names = self._world(recent), list(self.remedies)
-        fits = fitting(list(self.remedies.values()), world, [self.kits[name] is not None for name in names])
-        options, chosen = [names[i] for i in fits], list[str]()
+    def diagnose(self, recent: Batch) -> Reading:
+        """What kind of shift the recent windows, in their order, come from."""
+        probe = self.plan.diagnose
+        if isinstance(probe, ShiftKind) and not probe.simulate:
+            # What the candidates rehearse is also what a change of inputs may look like.
+            inputs = tuple(s for s in self.simulate if kinds_of_shift(s) <= {"covariate"})
+            probe = probe.replace(simulate=inputs)
+        world = World(source=self.before, task=self.world.task)
+        kit = probe.kit(self.frozen, world, run=self.run)
+        kits = None if kit is None else {probe: kit}
+        (reading,) = measure([probe], self.sensor(recent), self.frozen, world, kits=kits, run=self.run)
+        return reading
+
+    def propose(
+        self, recent: Sequence[Batch], trace: Trace, kinds: Mapping[str, float]
+    ) -> tuple[list[str], dict[str, str]]:
+        """Names of the candidates to try, best first, and why each other one is left out.
+
+        Args:
+            recent: the recent windows.
+            trace: earlier trials; its last entry names the present kind of shift.
+            kinds: kinds that the shift may be of, with their probabilities; empty when nothing is known.
+        """
+        world, left = self._world(recent), dict[str, str]()
+        for name, remedy in self.remedies.items():
+            if why := self._unfit(name, remedy, world, kinds):
+                left[name] = why
+        options, chosen, spent = [n for n in self.remedies if n not in left], list[str](), 0.0
         while options and len(chosen) < self.plan.candidates:
-            chosen.append(options.pop(self.plan.proposer(trace, options, run=self.run)))
-        return chosen
+            offered = [*options, NOTHING]
+            name = offered[self.plan.proposer(trace, offered, run=self.run)]
+            if name == NOTHING:
+                left |= dict.fromkeys(options, "its trials came to nothing in this kind of shift")
+                return chosen, left
+            options.remove(name)
+            passes = self.remedies[name].card.passes
+            most = math.inf if self.plan.passes is None else self.plan.passes
+            if spent + passes > most:
+                left[name] = f"it costs {passes:g} passes, and {most - spent:g} are left"
+                continue
+            chosen.append(name)
+            spent += passes
+        return chosen, left | dict.fromkeys(options, f"others come first, and {len(chosen)} are tried")
+
+    def _unfit(self, name: str, remedy: Remedy, world: World, kinds: Mapping[str, float]) -> str:
+        """Why a remedy does not fit the shift or the world, or nothing.
+
+        A card that names no kind is for any. A remedy with a kit needs nothing more to prepare.
+        """
+        handles, likely = remedy.card.handles, _likely(kinds)
+        if handles and likely and not handles & likely:
+            return f"it is for {', '.join(sorted(handles))}, and this looks like {next(iter(kinds))}"
+        if handles and not likely and not handles & DRIFT:
+            return f"it is for {', '.join(sorted(handles))}, and not for drift"
+        needs = remedy.needs() | (frozenset() if self.kits[name] is not None else remedy.prepares())
+        try:
+            world.check(needs, type(remedy).__name__)
+        except HomeostatError as error:
+            return str(error)
+        return ""
 
     def apply(self, names: Sequence[str], recent: Sequence[Batch], step: int) -> tuple[list[Trial], nn.Sequential]:
         """Apply candidates to the frozen network and replay the recent windows to those that adapt online."""
@@ -78,42 +145,55 @@ class Repertoire:
             models.append(made)
         return trials, nn.Sequential(*models)
 
-    def estimate(self, name: str) -> Estimate:
-        """How a candidate's signs tell its gain; calibrated when first asked for.
+    def estimate(self, name: str, kinds: Mapping[str, float] | None = None) -> Estimate:
+        """How a candidate's signs tell its gain in a shift of these kinds; rehearsed when first asked for.
 
         Nothing is known of a candidate that fails on simulated shifts, or that a resumed store serves and this loop
         was not given.
         """
-        if name not in self._estimates:
-            plan, found = self.plan, Estimate(margin=math.inf)
+        if name == "source":
+            return Same()
+        if name not in self._rehearsed:
+            plan, found = self.plan, None
             if self.simulate and name in self.remedies:
                 try:
                     found = calibrate(
-                        self.remedies[name], self.frozen, self.before, self.simulate, window=plan.window,
-                        trial=plan.trial, verify=plan.verify, kit=self.kits[name], task=self.world.task, run=self.run,
+                        self.remedies[name], self.sensor, self.normal, self.world.replace(target=None, held=None),
+                        self.before, self.simulate, window=plan.window, trial=plan.trial, kit=self.kits[name],
+                        run=self.run, memo=self._memo,
                     )  # fmt: skip
                 except FAILURES as error:
                     self.run.emit("no estimate", remedy=name, why=str(error))
-            self._estimates[name] = found
-        return self._estimates[name]
+            self._rehearsed[name] = found
+        rehearsed, likely = self._rehearsed[name], _likely(kinds or {})
+        if rehearsed is None:
+            return Unknown()
+        if (name, likely) not in self._estimates:
+            try:
+                self._estimates[name, likely] = rehearsed.estimate(likely)
+            except NonFiniteError as error:
+                self.run.emit("no estimate", remedy=name, why=str(error))
+                self._estimates[name, likely] = Unknown()
+        return self._estimates[name, likely]
 
     def loss_before(self, model: nn.Module) -> float:
         """How much accuracy a model loses on data from before, against the frozen network."""
-        return self._right_before - self._right(model)
-
-    def _right(self, model: nn.Module) -> float:
-        part, total = self.before[: 10 * self.plan.window], 0.0
+        total, count = 0.0, len(self._checked)
         with torch.no_grad():
-            for batch in part.batches(self.plan.window):
+            for batch in self.before[:count].batches(self.plan.window):
                 total += share_right(model(batch.x), batch.labels) * len(batch)
-        return total / len(part)
+        return self._right_before - total / count
 
     def _world(self, recent: Sequence[Batch]) -> World:
-        batch = join(recent)
+        batch = join([batch.replace(meta={}) for batch in recent])
         target: Data = Tensors(batch.x, batch.y, batch.id)
         if not bool((batch.labels != UNKNOWN).any()):
             target = target.unlabelled()
         return self.world.replace(target=target, held=None)
+
+
+def _likely(kinds: Mapping[str, float]) -> frozenset[str]:
+    return frozenset(kind for kind, p in kinds.items() if p >= LIKELY)
 
 
 def labelled_before(world: World) -> Data:

@@ -23,7 +23,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from homeostat.core.errors import InputError, StoreError
+from homeostat.core.errors import InputError, StoreError, UnknownName
+from homeostat.core.spec import find
 from homeostat.core.trace import Trace
 from homeostat.loop import story, summary
 from homeostat.loop.figures import (
@@ -34,12 +35,16 @@ from homeostat.loop.figures import (
     latency_figure,
     marks_of,
 )
-from homeostat.loop.monitor import Monitor
 from homeostat.loop.plan import Plan
 from homeostat.loop.store import Row
 from homeostat.loop.summary import Phase, Stream
 
 PHASES, EPISODES, SERVED = 40, 60, 6
+MOVED = {
+    "uncertain": "less certain", "certain": "more certain", "features": "features", "classes": "predicted classes",
+    "error": "errors",
+}  # fmt: skip
+"""What an alarm is about, by its kind."""
 
 
 def report(
@@ -84,7 +89,8 @@ def report(
     found = summary.phases(stream, phases)
     groups = story.grouped(rows)
     switches = [row.step for row in rows if row.kind in ("commit", "rollback")]
-    shown = groups if len(groups) <= EPISODES else groups[: EPISODES // 2] + groups[-EPISODES // 2 :]
+    shown, alarms = _ends(groups), [row for row in rows if row.kind == "alarm" and not row.content.get("again")]
+    shown_alarms = _ends(alarms)
     episodes = [story.tell(g, stream, next((s for s in switches if s > g[-1].step), None)) for g in shown]
     start = next((row.content for row in rows if row.kind == "start"), {})
     letters = _letters(stream)
@@ -93,10 +99,13 @@ def report(
         title=story.clip(title, 200), stream=stream, whole=whole, phases=found[:PHASES],
         phases_left=max(0, len(found) - PHASES),
         lead=_lead(stream, whole, found, rows), tiles=_tiles(stream, whole, rows),
-        accuracy=accuracy_figure(stream, found, marks, letters), entropy=entropy_figure(stream, found, marks, rows),
+        accuracy=accuracy_figure(stream, found, marks, letters), entropy=entropy_figure(stream, found, marks),
         speed=latency_figure(stream, found), letters=letters, others=max(0, len(set(stream.served)) - len(letters)),
-        episodes=episodes, episodes_left=len(groups) - len(shown), endings=story.ENDING, pictures=pictures,
-        pictures_left=max(0, len(examples) - GROUPS), settings=_settings(start), before=start.get("accuracy_before"),
+        alarms=_alarms(shown_alarms), alarms_left=len(alarms) - len(shown_alarms),
+        lost=sum(int(row.content.get("lost", 0)) for row in rows if row.kind == "window"),
+        shifts=story.KINDS, episodes=episodes, episodes_left=len(groups) - len(shown), endings=story.ENDING,
+        pictures=pictures, pictures_left=max(0, len(examples) - GROUPS), settings=_settings(start),
+        before=start.get("accuracy_before"),
         latencies=[x for x in (summary.latency("until the answers were there", stream.ms),
                                summary.latency("with watching, trials and journal", 1000 * stream.seconds)) if x],
         about={story.clip(k, 80): story.clip(v, 2000) for k, v in list(about.items())[:50]}, versions=_versions(),
@@ -127,7 +136,7 @@ def _environment() -> Environment:
 
 
 def _lead(stream: Stream, whole: Phase, found: Sequence[Phase], rows: Sequence[Row]) -> list[str]:
-    kinds, said = Counter(row.kind for row in rows), []
+    kinds, said, again = Counter(row.kind for row in rows), [], _repeated(rows)
     windows = story.several(len(stream), "window")
     if whole.judged:
         who = "" if stream.judge == "all" else " (judged on the labels that came, a part of the inputs)"
@@ -145,9 +154,10 @@ def _lead(stream: Stream, whole: Phase, found: Sequence[Phase], rows: Sequence[R
             )
             names = "; ".join(f"{story.clip(p.name, 80)} ({story.points(p.difference)} points)" for p in hurt[:3])
             sure = sum(p.interval is not None and p.interval.high < 0 for p in hurt)
+            clear = f"in {sure:,} of them" if sure else "in none of them"
             said.append(
-                f"The loop did worse than the network as deployed in {story.several(len(hurt), 'phase')}: {names}; in "
-                f"{sure:,} of them the whole 95% interval of the difference is below 0."
+                f"The loop did worse than the network as deployed in {story.several(len(hurt), 'phase')}: {names}; "
+                f"{clear} the whole 95% interval of the difference is below 0."
                 if hurt
                 else "In no phase did the loop do worse than the network as deployed."
             )
@@ -155,12 +165,19 @@ def _lead(stream: Stream, whole: Phase, found: Sequence[Phase], rows: Sequence[R
         said.append(f"The loop served {windows}. No labels judged the answers, so that their accuracy is not known.")
     verdicts = [v for row in rows if row.kind == "decision" for v in row.content.get("verdicts", ())]
     refused = sum(verdict.get("word") == "refused" for verdict in verdicts)
+    repeats = f"{story.several(again, 'trial was a repetition', 'trials were repetitions')}, " if again else ""
     said.append(
-        f"In all: {story.several(kinds['alarm'], 'alarm')}, {story.several(kinds['commit'], 'commit')} (something "
-        f"else was put in service) and {story.several(kinds['rollback'], 'rollback')} (the network as deployed was put "
-        f"back). {story.several(kinds['keep'], 'trial')} ended without a change, and "
+        f"In all: {story.several(kinds['alarm'] - again, 'alarm')}, {story.several(kinds['commit'], 'commit')} "
+        f"(something else was put in service) and {story.several(kinds['rollback'], 'rollback')} (the network as "
+        f"deployed was put back). {story.several(kinds['keep'], 'trial')} ended without a change, "
+        f"{repeats}and "
         f"{story.several(refused, 'candidate was', 'candidates were')} refused as not safe to serve."
     )
+    if failed := sum(bool(row.content.get("failed")) for row in rows if row.kind == "window"):
+        said.append(
+            f"In {story.several(failed, 'window')} what was served could not answer, and the network as deployed "
+            "answered instead."
+        )
     said.append(f"At the end, {story.called(_last_served(stream, rows))} was in service.")
     return said
 
@@ -177,7 +194,7 @@ def _tiles(stream: Stream, whole: Phase, rows: Sequence[Row]) -> list[tuple[str,
         made += [(story.percent(whole.accuracy), "right, as served"),
                  (story.percent(whole.frozen), "right, as deployed"),
                  (story.points(whole.difference), "points of difference")]  # fmt: skip
-    made += [(f"{kinds['alarm']:,}", "alarms"), (f"{kinds['commit']:,}", "commits"),
+    made += [(f"{kinds['alarm'] - _repeated(rows):,}", "alarms"), (f"{kinds['commit']:,}", "commits"),
              (f"{kinds['rollback']:,}", "rollbacks"), (f"{kinds['keep']:,}", "trials without a change")]  # fmt: skip
     for values, scale, name in ((stream.seconds, 1.0, "seconds a window, all in all"),
                                 (stream.ms, 1e-3, "seconds a window, to answer")):  # fmt: skip
@@ -185,6 +202,35 @@ def _tiles(stream: Stream, whole: Phase, rows: Sequence[Row]) -> list[tuple[str,
         if len(known):
             return [*made, (f"{float(known.mean()) * scale:.2g}", name)]
     return made
+
+
+def _repeated(rows: Sequence[Row]) -> int:
+    """How many trials were repeated without a new alarm."""
+    return sum(bool(row.content.get("again")) for row in rows if row.kind == "alarm")
+
+
+def _alarms(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A row an alarm: its window, what moved, for how long, of what kind, and on what evidence."""
+    made = list[dict[str, Any]]()
+    for row in rows:
+        since, found = story.since(row.content), story.gathered(row.content)
+        evidence = ""
+        if found is not None:
+            capital, wanted, shares = found
+            parts = ", ".join(f"{story.clip(name, 40)} {share:.0%}" for name, share in shares if share >= 0.01)
+            evidence = f"{story.amount(capital)} of {story.amount(wanted)}: {parts}"
+        kind = str(row.content.get("kind", ""))
+        made.append({
+            "step": row.step, "moved": MOVED.get(kind, story.clip(kind, 40)), "evidence": story.clip(evidence, 200),
+            "since": "" if since is None else f"{since[0]:,} ({since[1]:,} to {since[2]:,})",
+            "kinds": ("none stands out; " if row.content.get("shift") == "none" else "") + story.kinds(row.content),
+        })  # fmt: skip
+    return made
+
+
+def _ends(made: Sequence[Any]) -> Sequence[Any]:
+    """The first and the last where there are too many."""
+    return made if len(made) <= EPISODES else [*made[: EPISODES // 2], *made[-EPISODES // 2 :]]
 
 
 def _letters(stream: Stream) -> list[tuple[str, str, int]]:
@@ -199,12 +245,26 @@ def _settings(start: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     plan, made = start.get("plan", {}).get("Plan", {}), []
     for name, value in plan.items():
         if isinstance(value, dict):
-            inner = next(iter(value.values()), {})
-            known = _meanings(Monitor) if name == "monitor" else {}
-            made += [(f"{name}: {key}", str(v), known.get(key, "")) for key, v in inner.items()]
+            chosen, inner = next(iter(value.items()), ("", {}))
+            known = _meanings_of(chosen)
+            made.append((name, chosen, _meanings(Plan).get(name, "")))
+            made += [(f"{name}: {key}", _plain(v), known.get(key, "")) for key, v in inner.items()]
         else:
-            made.append((name, str(value), _meanings(Plan).get(name, "")))
+            made.append((name, _plain(value), _meanings(Plan).get(name, "")))
     return [(story.clip(n, 80), story.clip(v, 200), meaning) for n, v, meaning in made[:60]]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _meanings_of(name: str) -> dict[str, str]:
+    try:
+        return _meanings(find(name))
+    except UnknownName:  # of a library that this process does not have
+        return {}
 
 
 def _meanings(spec: type) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,33 @@ LONGEST = 600
 """Letters of a journal text that are shown; a remedy's error message may be a page."""
 
 MEANING = {
-    "uncertain": "The network as deployed has become unsure of what it sees: the inputs are probably unlike those "
-    "before. That alone does not say that answers got worse; the trial below asks whether something else does better.",
-    "certain": "The network as deployed has become surer than it was. Either the inputs are easier again, or it is "
-    "confidently wrong; entropy alone cannot tell which.",
-    "error": "This is seen on labels: answers of the network as deployed became wrong more often than before.",
+    "uncertain": "That alone does not say that answers got worse.",
+    "certain": "Either the inputs are easier again, or the network is confidently wrong; certainty alone cannot tell.",
+    "features": "They are what the last layer gets to see; the network may be as sure of its answers as ever.",
+    "classes": "Either these classes really come more or less often, or the network mistakes others for them.",
+    "error": "This is seen on labels: answers of the network as deployed are wrong more often than before.",
 }
+"""What an alarm means, by its kind."""
+
+KINDS = {
+    "none": "nothing that stands out",
+    "covariate": "other inputs",
+    "label": "another class balance",
+    "correlated": "classes in runs",
+    "subgroup": "other samples of the same classes",
+    "concept": "another rule for the labels",
+    "novel-class": "samples of no known class",
+}
+"""The kinds of shift in plain words."""
+
+NOT_TRIED = "left out"
+UNDECIDED = {
+    "rollback": "the trial ended before a verdict",
+    "commit": "the trial ended before a verdict",
+    "keep": "refused before the trial began",
+    "": "on trial, no verdict yet",
+}
+"""What a candidate without a verdict came to, by what ended its trial."""
 
 ENDING = {"commit": "change of what is served", "rollback": "back to safety", "keep": "nothing changed", "": "open"}
 
@@ -118,30 +139,79 @@ def tell(group: Sequence[Row], stream: Stream, until: int | None) -> Episode:
         until: the window of the next change of what is served, where there is one.
     """
     made = Episode(group[0].step)
-    served, decided = SOURCE, {row.kind: row for row in group}
+    by_kind = {row.kind: row for row in group}
+    switch = by_kind.get("commit") or by_kind.get("rollback")
     for row in group:
         said = row.content
         if row.kind == "alarm":
             _alarm(made, row)
         elif row.kind == "propose":
-            made.before.append(_proposed(list(said.get("tried", ())), list(said.get("left", ()))))
+            names, left = list(said.get("tried", ())), left_out(said)
+            made.before.append(_proposed(names, len(left)))
+            ended = next((kind for kind in UNDECIDED if kind in by_kind), "")
+            made.tried = [Tried(called(name), UNDECIDED[ended], "") for name in names]
+            made.tried += [Tried(called(name), NOT_TRIED, _sentence(reason)) for name, reason in left.items()]
         elif row.kind == "decision":
-            switch = decided.get("commit") or decided.get("rollback")
-            kept = decided["keep"].content if "keep" in decided else {}
+            kept = by_kind["keep"].content if "keep" in by_kind else {}
             served = switch.content.get("from", "") if switch else kept.get("served", "")
             winner = switch.content.get("to") if switch else None
-            made.tried = [_tried(verdict, winner, served) for verdict in said.get("verdicts", ())]
+            verdicts = [_tried(verdict, winner, served) for verdict in said.get("verdicts", ())]
+            made.tried = verdicts + [tried for tried in made.tried if tried.outcome == NOT_TRIED]
         elif row.kind in ("commit", "rollback"):
             made.ending, made.checkpoint = row.kind, (row.checkpoint or "")[:12]
             made.after += _switched(row, stream, until)
         elif row.kind == "keep":
             made.ending = row.kind
-            why = "" if made.tried else f" {_sentence(said.get('why', ''))}"
+            why = "" if "decision" in by_kind else f" {_sentence(said.get('why', ''))}"
             made.after.append(f"Nothing was changed: {called(said.get('served', SOURCE))} went on answering.{why}")
     if not made.ending:
         made.after.append("The journal ends before a decision.")
     made.heading = made.heading or {"rollback": "Rollback", "commit": "Change"}.get(made.ending, "Decision")
     return made
+
+
+def left_out(said: Mapping[str, Any]) -> dict[str, str]:
+    """Remedies that were not tried, and why."""
+    found = said.get("left")
+    return {str(name): str(why) for name, why in found.items()} if isinstance(found, Mapping) else {}
+
+
+def since(said: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """For how many windows it had been so when an alarm was raised: estimate, and the ends of the 95 % interval."""
+    found = said.get("since")
+    if said.get("again") or not isinstance(found, (list, tuple)) or len(found) != 3:
+        return None
+    return int(found[0]), int(found[1]), int(found[2])
+
+
+def kinds(said: Mapping[str, Any]) -> str:
+    """The likeliest kinds of shift that an alarm's row names, with their probabilities, or nothing."""
+    likely = said.get("kinds")
+    if not isinstance(likely, Mapping):
+        return ""
+    return ", ".join(f"{clip(kind, 40)} {100 * float(p):.3g}%" for kind, p in likely.items() if p)
+
+
+def gathered(said: Mapping[str, Any]) -> tuple[float, float, list[tuple[str, float]]] | None:
+    """An alarm's evidence: all of it, what was wanted, and each signal's share, the largest first."""
+    found = said.get("evidence")
+    if said.get("again") or not isinstance(found, Mapping) or "all" not in found:
+        return None
+    parts = {str(k): float(v["capital"]) / float(v["threshold"]) for k, v in found.items() if k != "all"}
+    whole = sum(parts.values())
+    if not whole:
+        return None
+    shares = sorted(((name, part / whole) for name, part in parts.items()), key=lambda pair: -pair[1])
+    return float(found["all"]["capital"]), float(found["all"]["threshold"]), shares
+
+
+def amount(value: float) -> str:
+    """Evidence, of which only the order of magnitude matters once it is large.
+
+    >>> amount(512.3), amount(48213.0), amount(2.5e10)
+    ('512', '48,200', '2.5e+10')
+    """
+    return f"{float(f'{value:.3g}'):,.10g}" if value < 1e6 else f"{value:.2g}"
 
 
 def _alarm(made: Episode, row: Row) -> None:
@@ -150,28 +220,49 @@ def _alarm(made: Episode, row: Row) -> None:
     made.heading = "The cause of the last alarm was still there" if again else "Alarm"
     text = _sentence(said.get("text", ""), capital=False)
     if again:
-        made.before.append(
-            f"An earlier trial had changed nothing, so at window {row.step:,} another was begun. The alarm was: {text}"
-        )
-        return
-    told = [f"At window {row.step:,} the monitor raised an alarm: {text}"]
-    if said.get("since"):
-        told.append(f"Its evidence began to gather at window {max(0, row.step - int(said['since']) + 1):,}.")
-    made.before.append(" ".join([*told, MEANING.get(str(said.get("kind")), "")]).strip())
+        told = [f"An earlier trial had changed nothing, so at window {row.step:,} another was begun.",
+                f"The alarm was: {text}"]  # fmt: skip
+    else:
+        told = [f"At window {row.step:,} the monitor raised an alarm: {text}", _onset(row), _evidence(said)]
+        told.append(MEANING.get(str(said.get("kind")), ""))
+    made.before.append(" ".join(part for part in told if part))
+    if said.get("shift_text"):
+        likely = kinds(said)
+        made.before.append(f"Diagnosis: {_sentence(said['shift_text'], capital=False)}"
+                           + (f" Likeliest kinds of shift: {likely}." if likely else ""))  # fmt: skip
 
 
-def _proposed(tried: Sequence[str], left: Sequence[str]) -> str:
+def _onset(row: Row) -> str:
+    found = since(row.content)
+    if found is None:
+        return ""
+    windows, low, high = found
+    began = max(0, row.step - windows + 1)
+    return (
+        f"It had been so for about {several(windows, 'window')}, since window {began:,} (95% interval: {low:,} to "
+        f"{high:,})."
+    )
+
+
+def _evidence(said: Mapping[str, Any]) -> str:
+    found = gathered(said)
+    if found is None:
+        return ""
+    capital, wanted, shares = found
+    named = [f"{share:.0%} from {clip(name, 40)}" for name, share in shares if share >= 0.01]
+    return f"Its evidence was {amount(capital)}, where {amount(wanted)} is enough: {clip(', '.join(named))}."
+
+
+def _proposed(tried: Sequence[str], left: int) -> str:
     told = []
     if tried:
         names = clip(", ".join(called(name) for name in tried))
         runs = several(len(tried), "candidate")
         told.append(f"{runs} ran in shadow, on the same windows but without answering: {names}.")
     if left:
-        told.append(
-            f"Not tried: {clip(', '.join(called(name) for name in left))}; what it needs was not there (labels, for "
-            "instance), or others came before it."
-        )
-    return " ".join(told) or "No candidate fits."
+        out = several(left, "more was", "more were") if tried else "No candidate fits: " + several(left, "was", "were")
+        told.append(f"{out} left out.")
+    return " ".join(told) or "There was no candidate."
 
 
 def _sentence(text: Any, capital: bool = True) -> str:
@@ -186,13 +277,13 @@ def _tried(verdict: dict[str, Any], winner: str | None, served: str) -> Tried:
     if name == winner:
         outcome = "taken"
     elif word == "better":
-        outcome = "left: good enough, but another promised more"
+        outcome = "not taken: good enough, but another promised more"
     elif word == "refused":
         outcome = "refused: not safe to serve"
     elif name == served:
-        outcome = "left: started afresh, it is not shown to beat itself as served"
+        outcome = "not taken: started afresh, it is not shown to beat itself as served"
     else:
-        outcome = "left: not shown to be better"
+        outcome = "not taken: not shown to be better"
     return Tried(called(name), outcome, _sentence(verdict.get("why", "")), name == winner)
 
 

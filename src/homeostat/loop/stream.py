@@ -6,41 +6,55 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from homeostat.core.data import UNKNOWN, Data
+from homeostat.core.data import UNKNOWN, Batch, Data
 from homeostat.core.errors import InputError
 from homeostat.core.reading import Reading
 from homeostat.core.task import check_labels
 from homeostat.core.trace import Entry, Trace
-from homeostat.loop.verify import shadow, share_right
+from homeostat.loop.verify import share_right
 
 if TYPE_CHECKING:
     from homeostat.loop.loop import Loop
 
 
-def follow(loop: Loop, stream: Data, labels: int) -> Trace:
+def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
     """Serve a stream window by window; see `Loop.run`."""
-    if labels < 0:
-        raise InputError(f"labels a window are 0 or more; got {labels}")
-    size, classes = loop.plan.window, loop._before.shape[-1]
+    for name, value in (("labels a window", labels), ("windows of delay", delay)):
+        if value < 0:
+            raise InputError(f"{name} are 0 or more; got {value}")
+    size = loop.plan.window
     entries, total = list[Entry](), -(-len(stream) // size)
     for batch in stream.batches(size, start=loop.progress.at * size):
         step, served = loop.progress.at, loop.progress.served
         shown = torch.full((len(batch),), UNKNOWN)
-        if batch.y is not None:
-            check_labels(batch.labels, classes, "stream.y", (len(batch),))
-            chosen = torch.randperm(len(batch), generator=loop.setup.rng("labels", step))[:labels]
-            shown[chosen] = batch.labels[chosen]
+        if batch.y is not None and delay == 0:
+            shown = _revealed(loop, batch, step, labels)
+        elif batch.y is not None and step >= delay:
+            first = (step - delay) * size
+            earlier = stream.fetch(torch.arange(first, first + size))
+            loop.feedback(_revealed(loop, earlier, step - delay, labels), earlier.id, step - delay)
         began = time.perf_counter()
         out = loop.step(batch.replace(y=shown))
         readings = [Reading("seconds", time.perf_counter() - began, unit="s", better="lower")]
         if batch.y is not None and bool((known := batch.labels != UNKNOWN).any()):
-            for name, logits in (("accuracy", out), ("frozen", shadow(loop.frozen, batch))):
+            assert loop.seen is not None
+            for name, logits in (("accuracy", out), ("frozen", loop.seen.logits)):
                 value = share_right(logits[known], batch.labels[known])
                 readings.append(Reading(name, value, unit="fraction", better="higher"))
         where = str(int(batch.meta["phase"][0])) if "phase" in batch.meta else ""
         entries.append(Entry(step, served, where, tuple(readings)))
         seen = {reading.name: reading.value for reading in readings}
-        loop.setup.emit("window", step + 1, total, served=served, **seen)
+        loop.setup.emit("window", step + 1, total, served=served, where=where, **seen)
     loop.snapshot()
     return Trace(tuple(entries))
+
+
+def _revealed(loop: Loop, batch: Batch, step: int, labels: int) -> Tensor:
+    """The labels of a window, all but some of them unknown."""
+    check_labels(batch.labels, loop.classes, "stream.y", (len(batch),))
+    shown = torch.full((len(batch),), UNKNOWN)
+    chosen = torch.randperm(len(batch), generator=loop.setup.rng("labels", step))[:labels]
+    shown[chosen] = batch.labels[chosen]
+    return shown

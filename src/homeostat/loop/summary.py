@@ -190,25 +190,6 @@ def harmed(found: Sequence[Phase]) -> list[Phase]:
     return sorted((p for p in found if p.judged and p.difference < 0), key=lambda p: p.difference)
 
 
-def normal_levels(stream: Stream, rows: Sequence[Row]) -> list[tuple[int, int, float]]:
-    """Strokes `(first, last, entropy)`: what the monitor took as normal before each alarm.
-
-    The journal keeps an alarm's entropy and its distance from normal; their difference held since the last change of
-    what is served, or the last trial that changed nothing, for that is when the monitor looks for a new normal.
-    """
-    made, since = [], 0
-    for row in rows:
-        if row.kind in ("commit", "rollback", "keep"):
-            since = stream.position(row.step) + 1
-        effect, sign = row.content.get("effect"), {"uncertain": -1, "certain": 1}.get(str(row.content.get("kind")))
-        if row.kind != "alarm" or row.content.get("again") or sign is None or effect is None:
-            continue
-        at = stream.position(row.step)
-        if math.isfinite(value := float(stream.entropy[at]) + sign * float(effect)):
-            made.append((min(since, at), at, value))
-    return made
-
-
 @dataclass(frozen=True)
 class Latency:
     """How long windows took, in milliseconds."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from homeostat.loop.verify import Estimate, Paired, Signs, guard, mean_signs
+from homeostat.core.probe import Outputs
+from homeostat.loop.estimate import Estimate, Normal, Signs, mean_signs
+from homeostat.loop.verify import Paired, guard
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Trial:
         name: of the candidate; `"source"` is the frozen network itself.
         evidence: paired with what is served, on the labels that came.
         signs, served: of the candidate and of what is served, against the frozen network, per window.
+        ms: that the last window took, where the plan limits it; else 0.
         refused: why it may not be served, or empty.
     """
 
@@ -27,17 +29,23 @@ class Trial:
     evidence: Paired = field(default_factory=Paired)
     signs: list[Signs] = field(default_factory=list)
     served: list[Signs] = field(default_factory=list)
+    ms: float = 0.0
     refused: str = ""
 
-    def see(self, out: Tensor, served: Tensor, frozen: Tensor, labels: Tensor, known: Tensor, few: float) -> None:
-        """Add a window: logits `[window, classes]` of the candidate, of what is served and of the frozen network."""
-        self.refused = guard(out, frozen, few) or ""
-        if self.refused:
+    def see(self, out: Tensor, served: Tensor, frozen: Outputs, normal: Normal, few: float) -> None:
+        """Add a window: logits `[window, classes]` of the candidate and of what is served, the frozen's outputs."""
+        self.refused = guard(out, frozen.logits, few) or ""
+        if not self.refused:
+            self.signs.append(Signs.of(out, frozen, normal))
+            self.served.append(Signs.of(served, frozen, normal))
+
+    def hurry(self, ms: float, limit: float | None) -> None:
+        """Refuse a candidate that took longer than the limit for two windows running; one may be chance."""
+        if limit is None:
             return
-        mine, theirs = (logits.argmax(-1)[known].eq(labels[known]).int() for logits in (out, served))
-        self.evidence.add(mine - theirs)
-        self.signs.append(Signs.of(out, frozen))
-        self.served.append(Signs.of(served, frozen))
+        if min(ms, self.ms) > limit and not self.refused:
+            self.refused = f"a window takes it {min(ms, self.ms):.1f} ms, and {limit:g} ms are allowed"
+        self.ms = ms
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
@@ -47,7 +55,7 @@ class Trial:
     def from_dict(cls, kept: Mapping[str, Any]) -> Trial:
         """The trial that `as_dict` described."""
         signs, served = ([Signs(**s) for s in kept[key]] for key in ("signs", "served"))
-        return cls(kept["name"], Paired(**kept["evidence"]), signs, served, kept["refused"])
+        return cls(kept["name"], Paired(**kept["evidence"]), signs, served, kept["ms"], kept["refused"])
 
 
 @dataclass
@@ -76,7 +84,14 @@ class Verdict:
 
 
 def judge(
-    trial: Trial, mine: Estimate, theirs: Estimate, *, wanted: float, alpha: float, lost: float, anchor: float
+    trial: Trial,
+    mine: Estimate,
+    theirs: Estimate,
+    *,
+    wanted: float,
+    alpha: float,
+    lost: Callable[[], float],
+    anchor: float,
 ) -> Verdict:
     """The verdict on a trial as it stands.
 
@@ -85,28 +100,35 @@ def judge(
         mine, theirs: estimates of gain over the frozen network, for the candidate and for what is served.
         wanted: smallest gain worth a change.
         alpha: error probability of labelled evidence, already shared among rivals.
-        lost: the candidate's loss of accuracy on data from before.
+        lost: gives the candidate's loss of accuracy on data from before; asked only of one that is better now.
         anchor: the largest such loss allowed.
     """
-    name, evidence = trial.name, trial.evidence
     if trial.refused:
-        return Verdict(name, "refused", trial.refused)
-    if lost > anchor:
-        return Verdict(name, "refused", f"it loses {lost:.1%} on data from before")
-    gain = mine.gain(mean_signs(trial.signs)) - theirs.gain(mean_signs(trial.served))
-    margin = mine.margin + theirs.margin
-    low = gain - margin
-    known = math.isfinite(margin)
+        return Verdict(trial.name, "refused", trial.refused)
+    verdict = _weighed(trial, mine, theirs, wanted, alpha)
+    if verdict.word == "better" and (loss := lost()) > anchor:
+        verdict.word, verdict.why = "refused", f"it loses {loss:.1%} on data from before; {verdict.why}"
+    return verdict
+
+
+def _weighed(trial: Trial, mine: Estimate, theirs: Estimate, wanted: float, alpha: float) -> Verdict:
+    name, evidence = trial.name, trial.evidence
+    signs, served = mean_signs(trial.signs), mean_signs(trial.served)
+    gain = mine.gain(signs) - theirs.gain(served)
+    low = gain - mine.margin(signs) - theirs.margin(served)
+    known = mine.known and theirs.known
     estimated = f"estimated {gain:+.1%} without labels, at least {low:+.1%}" if known else "no calibrated estimate"
     shown: dict[str, Any] = {"low": round(low, 5) if known else None, "labels": evidence.count}
     if not evidence.count:
         # Going back to the network as deployed is the safe side: there the estimate itself decides, not its bound.
-        better = known and (gain >= 0 if name == "source" else low >= wanted)
+        better = known and (gain >= 0 if name == "source" else gain >= wanted and low >= 0)
         return Verdict(name, "better" if better else "not shown", estimated, round(gain, 5) if known else None, **shown)
     seen = f"{evidence.mean:+.1%} on {evidence.count} labels, evidence {evidence.capital:.3g}"
     shown["gain"] = round(evidence.mean, 5)
-    if evidence.capital >= 1 / alpha and evidence.mean >= wanted:
+    # Going back is the safe side here too: the square root of the evidence will do, and any gain.
+    enough, least = (alpha**-0.5, 0.0) if name == "source" else (1 / alpha, wanted)
+    if evidence.capital >= enough and evidence.mean >= least:
         return Verdict(name, "better", seen, **shown)
-    if known and low >= wanted and evidence.mean >= 0:
+    if known and gain >= wanted and low >= 0 and evidence.mean >= 0:
         return Verdict(name, "better", f"{seen}; {estimated}", **shown)
-    return Verdict(name, "undecided", f"{seen}, {1 / alpha:.0f} wanted", **shown)
+    return Verdict(name, "undecided", f"{seen}, {enough:.3g} wanted", **shown)

@@ -10,6 +10,12 @@ from .calibration import (
     mass_bins as mass_bins,
     width_bins as width_bins,
 )
+from .change_point import (
+    Change as Change,
+    ChangePoint as ChangePoint,
+    change_gains as change_gains,
+    find_change as find_change,
+)
 from .confidence import Confidence as Confidence
 from .difference_of_confidences import DifferenceOfConfidences as DifferenceOfConfidences
 from .domain import ClassifierTwoSample as ClassifierTwoSample, domain_scores as domain_scores, rank_test as rank_test
@@ -26,3 +32,4 @@ from .kolmogorov import KS as KS, holm as holm, ks_columns as ks_columns, ks_p_v
 from .likelihood import NLL as NLL
 from .mmd import MMD as MMD
 from .saerens import SaerensEM as SaerensEM, em_prior as em_prior
+from .shift_kind import KINDS as KINDS, ShiftKind as ShiftKind

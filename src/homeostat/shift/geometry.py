@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import annotated_types as at
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homeostat.core.data import Batch, check_finite
+from homeostat.core.method import Card
 from homeostat.core.random import Draw
 from homeostat.core.spec import Positive
 from homeostat.shift.pointwise import Pointwise, images_of
@@ -28,6 +29,8 @@ Finite = Annotated[float, at.Gt(-math.inf), at.Lt(math.inf)]
 
 class Affine(Pointwise, abstract=True):
     """Base of affine maps: a subclass gives the map from output to input coordinates, in pixels from the center."""
+
+    card: ClassVar[Card] = Card(handles=frozenset({"covariate"}))
 
     @abstractmethod
     def matrices(self, draw: Draw, height: int, width: int) -> Tensor:

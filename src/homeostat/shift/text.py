@@ -13,13 +13,13 @@ import random
 from abc import abstractmethod
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from homeostat.core.data import Data, Joined, Subset, Unlabelled
 from homeostat.core.errors import DtypeError
-from homeostat.core.method import Shift
+from homeostat.core.method import Card, Shift
 from homeostat.core.run import Run
 from homeostat.core.spec import Fraction
 from homeostat.core.world import World
@@ -37,6 +37,8 @@ NEIGHBORS = {
 
 class TextShift(Shift, abstract=True):
     """Base of shifts of texts; what happens to a text is seeded by its id. Labels and ids stay."""
+
+    card: ClassVar[Card] = Card(handles=frozenset({"covariate"}))
 
     def __call__(self, data: Any, *, model: nn.Module | None = None, run: Run = Run()) -> Any:
         """Shift `Strings`, a World, or data that `Strings.tokenized` made, which are tokenised again."""
