@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly lint docs claims bench data programs clean
+.PHONY: help demo test nightly lint docs claims harm bench data programs clean
 
 PYTHON ?= python3
 EXTRAS ?= dev,docs,ot,postgres,report,text
@@ -53,6 +53,9 @@ docs: $(STAMP) ## build the pages into site/
 
 claims: $(STAMP) data ## run every file in claims/: the papers' headline effects, shrunk
 	@$(call each,claims)
+
+harm: $(STAMP) data ## measure the promise to do no harm and write docs/harm.md
+	@OMP_NUM_THREADS=1 $(BIN)/python harm/run.py
 
 bench: $(STAMP) data ## run every file in benchmarks/: ours beside its peers
 	@$(call each,benchmarks)

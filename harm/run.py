@@ -1,7 +1,7 @@
 """Measures the promise to do no harm: every stream of `streams.yaml`, every network, several seeds.
 
     python harm/run.py                                  # everything, then docs/harm.md (make harm)
-    python harm/run.py --networks fashion-bn --seeds 1  # a part, printed; the page is left alone
+    python harm/run.py --networks fashion-bn --seeds 1  # a part, printed; with fewer seeds or streams there is no page
 
 A cell is a network, a stream and a seed. Its columns are the accuracy, phase by phase, of the frozen network, of each
 remedy always on, of a refit on the labels of the last windows, and of what the loop serves, without labels and with 16
@@ -51,7 +51,7 @@ def main() -> None:
     from harm.page import page, summary
 
     print(summary(cells))
-    if chosen.streams is None and chosen.networks == list(PROBLEMS) and chosen.seeds >= 5:
+    if chosen.streams is None and chosen.seeds >= 5:
         (ROOT / "docs" / "harm.md").write_text(page(cells, time.perf_counter() - began))
         print("docs/harm.md written")
 

@@ -166,7 +166,7 @@ def cut(struck: Struck, trace: list[Done], told: dict[str, Any], stride: int, fi
         disk.do(done)
         if i < first or (not stride and (done.kind != NOTE or '"row"' not in done.path)):
             continue
-        draws = 2 if stride and (i % stride == 0 or done.kind == REMOVE) else 0
+        draws = (12 if stride == 1 else 2) if stride and (i % stride == 0 or done.kind == REMOVE) else 0
         for draw in range(1 + draws):
             left = disk.left(random.Random(1000 * i + draw) if draw else None)
             key = hash((tuple(left.items()), len(heard) if stride else 0))

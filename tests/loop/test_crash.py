@@ -90,7 +90,7 @@ def test_what_was_acknowledged_is_there_after_a_power_loss(folder, shim):
 @pytest.mark.nightly
 def test_what_was_acknowledged_is_there_after_a_power_loss_at_any_moment(folder, shim):
     found = told("struck.py", "power", folder, 1, shim=shim, timeout=1500)
-    assert found["faults"] == {} and found["states"] > 1000
+    assert found["faults"] == {} and found["states"] > 2000
 
 
 def test_killed_at_random_again_and_again_a_loop_loses_nothing(folder):

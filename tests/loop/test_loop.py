@@ -271,6 +271,43 @@ def test_when_the_world_returns_the_network_as_deployed_serves_again(problem, tm
     assert mean(trace, "accuracy", "1") > mean(trace, "frozen", "1") + 0.1
 
 
+def test_at_an_alarm_what_was_shown_to_help_in_another_world_gives_way_at_once(problem, tmp_path):
+    """Labels showed that it helps in the dark; of the glare nothing is known, and it is tried again there."""
+    stream = problem.stream([(problem.CLEAN, 6), (problem.DARK, 14), (problem.Light(1.8, 0.4), 10)])
+    plan = problem.PLAN.replace(anchor=1.0, few=0.0)
+    with problem.loop(tmp_path, problem.net, (problem.Undoing(),), plan=plan) as loop:
+        loop.run(stream[: 20 * problem.WINDOW], labels=8)
+        loop.run(stream)  # no label comes any more
+        (commit, *_), (rollback, *_) = rows(loop, "commit"), rows(loop, "rollback")
+        alarm = next(row for row in rows(loop, "alarm") if row.step >= 20)
+    assert commit.step < 20 <= rollback.step == alarm.step <= 22
+    assert rollback.content["why"] == "the world changed, and nothing shows that it helps now"
+
+
+def test_a_switch_and_the_state_that_serves_it_are_written_together_also_where_a_trial_begins(
+    problem, tmp_path, monkeypatch
+):
+    stream = problem.stream([(problem.CLEAN, 6), (problem.DARK, 14), (problem.Light(1.8, 0.4), 6)])
+    plan, written = problem.PLAN.replace(anchor=1.0, few=0.0), list[list[str]]()
+    with problem.loop(tmp_path, problem.net, (problem.Undoing(),), plan=plan) as loop:
+        write = loop.store.write
+        monkeypatch.setattr(loop.store, "write", lambda rows: (written.append([r.kind for r in rows]), write(rows)))
+        loop.run(stream[: 20 * problem.WINDOW], labels=8)
+        loop.run(stream)
+    switched = [kinds for kinds in written if {"commit", "rollback"} & set(kinds)]
+    assert len(switched) >= 2 and all("snapshot" in kinds for kinds in switched)
+    assert any({"rollback", "propose"} <= set(kinds) for kinds in switched), "a rollback and a trial in one window"
+
+
+def test_where_its_estimate_holds_in_the_new_world_what_is_served_stays(problem, tmp_path):
+    stream = problem.stream([(problem.CLEAN, 6), (problem.DARK, 12), (problem.Light(0.5, -0.2), 10)])
+    with problem.loop(tmp_path, problem.net, (BLEND,), simulate=problem.SIMULATED) as loop:
+        trace = loop.run(stream)
+        assert rows(loop, "commit") and rows(loop, "rollback") == []
+        assert [row for row in rows(loop, "alarm") if row.step >= 18], "the second change is noticed"
+    assert mean(trace, "accuracy", "2") > mean(trace, "frozen", "2") + 0.1
+
+
 def test_the_given_network_is_untouched_and_may_be_in_training_mode(problem, drift, tmp_path):
     net = fork(problem.net, own="*").train()
     before, weights = versions(net), fingerprint(net)

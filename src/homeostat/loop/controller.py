@@ -33,6 +33,10 @@ Say = Callable[[str, dict[str, Any], nn.Module | None], None]
 """Told what happened: kind, content, and the model that is served from then on, where it is a switch."""
 
 
+HOME = {"none": 1.0}
+"""What is known of the kind of shift where nothing stands out from the data from before."""
+
+
 @dataclass(frozen=True)
 class Window:
     """A window that was served.
@@ -95,7 +99,7 @@ class Controller:
         elif trial:
             self._weigh(arrived)
         elif finding is not None or now.at == now.retry_at:
-            self._alarm(finding)
+            self._alarm(finding, window)
         self.progress.at += 1
         self.ledger.forget(self.progress.at - plan.wait)
 
@@ -140,7 +144,7 @@ class Controller:
 
     # -- alarm, diagnosis, candidates
 
-    def _alarm(self, finding: Finding | None) -> None:
+    def _alarm(self, finding: Finding | None, window: Window) -> None:
         now, plan = self.progress, self.plan
         if finding is not None:
             now.wait = plan.retry
@@ -153,12 +157,13 @@ class Controller:
             said["evidence"] = plan.monitor.evidence(self.state.carry)
         self.say("alarm", said, None)
         self.run.emit("alarm", now.at, text=now.diagnosis.get("text", ""), shift=now.diagnosis.get("shift", ""))
-        if finding is not None and now.served != "source" and (why := self._home()):
+        if finding is not None and now.served != "source" and (why := self._outdated(window)):
             self.switch("rollback", "source", fork(self.frozen), why)
-            if now.kinds == {"none": 1.0}:
+            now = self.progress
+            if now.kinds == HOME:
                 # Among the recent windows are some of the world that is gone.
-                self.plan.monitor.begin(self.before, self.state.carry, self.error_before)
-            return
+                plan.monitor.begin(self.before, self.state.carry, self.error_before)
+                return
         likeliest = next(iter(now.kinds), "")
         self.trace = self.trace.add(Entry(now.at, "diagnosis", likeliest))
         names, left = self.repertoire.propose(self.recent, self.trace, now.kinds)
@@ -175,15 +180,22 @@ class Controller:
             why = "; ".join(f"{t.name}: {t.refused}" for t in now.trials) or "no candidate fits"
             self._reject(why, normal=self._since())
 
-    def _home(self) -> str | None:
-        """Why an alarm leads back to the frozen network at once, or None.
+    def _outdated(self, window: Window) -> str | None:
+        """Why, at an alarm, what is served gives way to the frozen network at once, or None.
 
-        What was committed was shown to be better in the world before the alarm. Where the new one looks like the data
-        from before, or speaks against it, waiting for a trial would serve it on evidence that is gone.
+        It was shown to be better in the world before the alarm. Unless its estimate says the same of the new one, it
+        would be served on evidence that is gone; if it does help, the trial that begins now will show it.
         """
-        if self.progress.kinds == {"none": 1.0}:
+        now = self.progress
+        if now.kinds == HOME:
             return "the world looks again as it did before"
-        return "the world changed, and its estimated gain turned negative" if self.progress.low else None
+        estimate = self.repertoire.estimate(now.served, now.kinds)
+        if not estimate.known:
+            return "the world changed, and nothing shows that it helps now"
+        signs = Signs.of(window.out, window.seen, self.repertoire.normal)
+        gain = estimate.gain(signs)
+        low = gain - estimate.margin(signs)
+        return None if low >= 0 else f"the world changed, and its gain is estimated at {gain:+.1%}, at least {low:+.1%}"
 
     def _since(self) -> int:
         """How many of the last windows came after the change."""
@@ -193,18 +205,15 @@ class Controller:
         now = self.progress
         recent = join(self.recent[-self._since() :])
         try:
-            reading = self.repertoire.diagnose(recent)
+            found, now.kinds = self.repertoire.diagnose(recent)
         except HomeostatError as error:
             now.kinds = {}
             now.diagnosis["shift"] = ""
             now.diagnosis["shift_text"] = f"the kind of shift is not known: {error}"
             return
-        found = reading.finding
-        assert found is not None
-        now.kinds = kinds_of(reading)
         if found.kind == next(iter(now.kinds)) == "none" and now.diagnosis.get("kind") != "error":
             # Nothing stands out from the data from before, and nothing likelier is known: nothing is to be done.
-            now.kinds = {"none": 1.0}
+            now.kinds = dict(HOME)
         now.diagnosis["shift"], now.diagnosis["shift_text"] = found.kind, found.text
         now.diagnosis["kinds"] = {kind: round(p, 3) for kind, p in list(now.kinds.items())[:3]}
 
@@ -328,13 +337,3 @@ class Controller:
             wrong = seen.logits[known].argmax(-1) != recent.labels[known]
             error = max(error, float(wrong.float().mean()))
         self.plan.monitor.begin(seen, self.state.carry, error, ordered=True)
-
-
-def kinds_of(reading: Reading) -> dict[str, float]:
-    """Kinds of shift with their probabilities, likeliest first, of a reading that names one."""
-    from homeostat.probe.shift_kind import KINDS
-
-    if "probabilities" not in reading.arrays:
-        return {reading.finding.kind: 1.0} if reading.finding else {}
-    pairs = zip(KINDS, reading.arrays["probabilities"].tolist(), strict=True)
-    return dict(sorted(pairs, key=lambda pair: -pair[1]))

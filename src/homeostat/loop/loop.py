@@ -148,12 +148,10 @@ class Loop:
             self._rows = []
 
     def _say(self, kind: str, content: dict[str, Any], model: nn.Module | None) -> None:
-        # A switch is written with the snapshot that ends its window, so that a resumed process serves what the
-        # journal says.
+        # Written at the end of the window: a switch with the snapshot, so that a resumed process serves what the
+        # journal says; and what cannot be written must not leave a window half learnt from.
         name = None if model is None else self.store.keep(model)
         self._rows.append(Row(self.progress.at, kind, content, name))
-        if kind in ("propose", "keep"):
-            self.flush()
 
     # -- serve
 
@@ -225,8 +223,11 @@ class Loop:
         self.seen = seen
         batch = made.replace(y=labels.cpu().long(), meta={})
         self.controller.turn(Window(batch, out, seen, failed, ms, [(i, y, s) for y, i, s in late]))
-        if self.progress.at % self.plan.snapshot == 0 or any(row.kind in SWITCHES for row in self._rows):
+        kinds = {row.kind for row in self._rows}
+        if self.progress.at % self.plan.snapshot == 0 or kinds & set(SWITCHES):
             self.snapshot()
+        elif kinds & {"alarm", "propose", "decision", "keep"}:
+            self.flush()
 
     def rehearse(self) -> None:
         """Calibrate every candidate's estimate now; else each is when it is first needed, within a `learn`."""
@@ -264,10 +265,12 @@ class Loop:
 
     def close(self) -> None:
         """Write what waits and let go of the store."""
-        # A switch waits only where its snapshot could not be written: it did not happen, and will be decided again.
-        if not any(row.kind in SWITCHES for row in self._rows):
-            self.flush()
-        self.store.close()
+        try:
+            # A switch waits only where its snapshot could not be written: it did not happen, and will be decided again.
+            if not any(row.kind in SWITCHES for row in self._rows):
+                self.flush()
+        finally:
+            self.store.close()
 
     def __enter__(self) -> Loop:
         return self

@@ -238,8 +238,10 @@ class Monitor(Spec):
         for name in names:
             capital = float(_capitals(kept, name).sum())
             made[name] = {"capital": _short(capital), "threshold": self.run_length * len(names)}
-            if name != "classes":  # these have a bound each
-                made[name]["bound"] = round(float(kept[f"{name}.bounds"][0]), 4)
+            bound = float(kept[f"{name}.bounds"][0])
+            # Classes have a bound each; one of 1 or more can never be passed, and is kept as infinite.
+            if name != "classes" and math.isfinite(bound):
+                made[name]["bound"] = round(bound, 4)
         return made | {"all": {"capital": _short(_average(kept)), "threshold": self.run_length}}
 
 

@@ -194,6 +194,8 @@ def rollback(path: str | Path, to: int | None = None, why: str = "", base: nn.Mo
     from torch import nn
 
     from homeostat.core.fork import fork
+    from homeostat.core.spec import from_config
+    from homeostat.loop.plan import Plan
     from homeostat.loop.progress import LoopState, Progress
     from homeostat.loop.store import Store
     from homeostat.loop.verify import Paired
@@ -227,7 +229,7 @@ def rollback(path: str | Path, to: int | None = None, why: str = "", base: nn.Mo
         store.write([row, Row(progress.at, "snapshot", progress.as_dict(), kept)])
         if (written := store.last("snapshot")) is None or written.checkpoint != kept:
             raise StoreError(f"the rollback is not what {path} will go on from; restore the journal from a copy")
-        store.collect([kept])
+        store.collect([kept], from_config(start.content["plan"], Plan).checkpoints)
     return row
 
 

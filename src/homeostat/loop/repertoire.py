@@ -15,7 +15,7 @@ from homeostat.core.fork import fork
 from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.online import Online
 from homeostat.core.probe import Outputs, measure
-from homeostat.core.reading import Reading
+from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
 from homeostat.core.trace import Trace
 from homeostat.core.world import World
@@ -25,7 +25,7 @@ from homeostat.loop.propose import NOTHING
 from homeostat.loop.sensor import Sensor
 from homeostat.loop.trial import Trial
 from homeostat.loop.verify import FAILURES, shadow, share_right
-from homeostat.probe.shift_kind import ShiftKind
+from homeostat.probe.shift_kind import KINDS, ShiftKind
 
 DRIFT: frozenset[Kind] = frozenset({"covariate", "label", "subgroup", "concept", "novel-class", "correlated"})
 """Kinds of shift that an alarm of the monitor may stand for."""
@@ -67,8 +67,12 @@ class Repertoire:
         self._checked = seen[: 10 * plan.window]
         self._right_before = share_right(self._checked.logits, self._checked.labels)
 
-    def diagnose(self, recent: Batch) -> Reading:
-        """What kind of shift the recent windows, in their order, come from."""
+    def diagnose(self, recent: Batch) -> tuple[Finding, dict[str, float]]:
+        """What kind of shift the recent windows, in their order, come from.
+
+        Returns:
+            The finding, and the kinds that it may be with their probabilities, likeliest first.
+        """
         probe = self.plan.diagnose
         if isinstance(probe, ShiftKind) and not probe.simulate:
             # What the candidates rehearse is also what a change of inputs may look like.
@@ -78,7 +82,8 @@ class Repertoire:
         kit = probe.kit(self.frozen, world, run=self.run)
         kits = None if kit is None else {probe: kit}
         (reading,) = measure([probe], self.sensor(recent), self.frozen, world, kits=kits, run=self.run)
-        return reading
+        assert reading.finding is not None
+        return reading.finding, _kinds(reading)
 
     def propose(
         self, recent: Sequence[Batch], trace: Trace, kinds: Mapping[str, float]
@@ -190,6 +195,13 @@ class Repertoire:
         if not bool((batch.labels != UNKNOWN).any()):
             target = target.unlabelled()
         return self.world.replace(target=target, held=None)
+
+
+def _kinds(reading: Reading) -> dict[str, float]:
+    if "probabilities" not in reading.arrays:
+        return {reading.finding.kind: 1.0} if reading.finding else {}
+    kinds = dict(zip(KINDS, reading.arrays["probabilities"].tolist(), strict=True))
+    return dict(sorted(kinds.items(), key=lambda item: -item[1]))
 
 
 def _likely(kinds: Mapping[str, float]) -> frozenset[str]:
