@@ -49,6 +49,14 @@ def test_a_label_judges_its_sample_once():
     assert len(ledger.settle(torch.tensor([2]), torch.tensor([7]))) == 0
 
 
+def test_errors_of_the_frozen_network_are_those_on_labels_that_came_from_a_window_on():
+    ledger = filled()
+    assert ledger.wrong(0).tolist() == []
+    ledger.settle(torch.tensor([0, 3]), torch.tensor([5, 6]))
+    ledger.settle(torch.tensor([3, UNKNOWN, 1]))
+    assert ledger.wrong(0).tolist() == [False, True, False, True] and ledger.wrong(1).tolist() == [False, True]
+
+
 def test_a_new_trial_forgets_what_earlier_candidates_said_and_old_windows_are_dropped():
     ledger = filled()
     ledger.begin_trial()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.data import UNKNOWN, Batch, join
+from homeostat.core.data import Batch, join
 from homeostat.core.errors import HomeostatError
 from homeostat.core.fork import fork
 from homeostat.core.probe import Outputs
@@ -331,9 +331,9 @@ class Controller:
         recent = join([batch.replace(meta={}) for batch in self.recent[-(windows or self.plan.trial) :]])
         if len(recent) < 50:
             return
-        seen, known = self.repertoire.sensor(recent), recent.labels != UNKNOWN
-        error = self.error_before
-        if int(known.sum()) >= 10:
-            wrong = seen.logits[known].argmax(-1) != recent.labels[known]
-            error = max(error, float(wrong.float().mean()))
+        seen, error = self.repertoire.sensor(recent), self.error_before
+        # Labels that come late are of earlier windows, and more of the same will come.
+        first = self.progress.at + 1 - (windows or self.plan.trial) - self.progress.lag
+        if len(wrong := self.ledger.wrong(first)) >= 10:
+            error = max(error, float(wrong.double().mean()))
         self.plan.monitor.begin(seen, self.state.carry, error, ordered=True)

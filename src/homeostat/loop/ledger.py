@@ -105,6 +105,11 @@ class Ledger:
         frozen, served = found[:, _FROZEN] == labels, found[:, _SERVED] == labels
         return Arrived(found[:, _ID], found[:, _STEP], labels, frozen, served, tried, lost)
 
+    def wrong(self, since: int) -> Tensor:
+        """Boolean `[labels]`: where the frozen network erred, of samples served from a window on whose label came."""
+        rows = self.rows[(self.rows[:, _STEP] >= since) & (self.rows[:, _LABEL] != UNKNOWN)]
+        return rows[:, _FROZEN] != rows[:, _LABEL]
+
     def begin_trial(self) -> None:
         """Forget what earlier candidates said: evidence is about those of the trial that begins."""
         self.rows[:, _TRIED:] = _NONE
