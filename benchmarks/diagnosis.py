@@ -320,7 +320,7 @@ def judged(probe: ShiftKind, problem: Problem, kit: Any, rounds: int) -> Iterato
                 reading = probe.measure(dataclasses.replace(window, y=y), World(), kit, Run())
                 true = "none" if kind == "concept" and not labels else kind
                 assert reading.finding is not None
-                yield size, labels, KINDS.index(true), KINDS.index(reading.finding.kind)  # type: ignore[arg-type]
+                yield size, labels, KINDS.index(true), KINDS.index(reading.finding.kind)
 
 
 def shares(table: Tensor) -> Tensor:

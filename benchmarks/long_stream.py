@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from _memory import resident
+
 from homeostat.adapt import BatchNormBlend, Tent
 from homeostat.core.data import UNKNOWN, Batch
 from homeostat.core.world import World
@@ -66,15 +68,6 @@ class Stream:
         x, y = self.samples(self.window, 1000 + step, kind)
         shown = torch.where(torch.arange(self.window) < self.labels, y, UNKNOWN)
         return Batch(x, shown, step * self.window + torch.arange(self.window)), y
-
-
-def resident() -> float:
-    """Resident memory of this process in MB."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        sys.exit("this reads /proc/self/status, which only Linux has")
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024 / 1e6
 
 
 def main() -> None:

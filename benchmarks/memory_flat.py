@@ -19,20 +19,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+from _memory import resident
+
 from homeostat.adapt import EATA
 from homeostat.core.world import World
 from homeostat.nn import ResNet
 
 LIMIT = 20.0
-
-
-def resident() -> float:
-    """Resident memory of this process in MB."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        sys.exit("this reads /proc/self/status, which only Linux has")
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024 / 1e6
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 LIMIT = 0.5
@@ -71,10 +71,11 @@ def main() -> None:
         print(f"{name:22} {middle:10.3f} {low:7.3f} {high:7.3f} {cpu:8.3f}")
     for name in ("homeostat --help", "import homeostat"):
         modules = imported(COMMANDS[name])
-        packages: Counter[str] = Counter()
+        packages: dict[str, float] = defaultdict(float)
         for module, spent in modules.items():
-            packages[module.partition(".")[0]] += spent  # type: ignore[assignment]
-        told = ", ".join(f"{package} {spent:.0f} ms" for package, spent in packages.most_common(6))
+            packages[module.partition(".")[0]] += spent
+        heaviest = sorted(packages.items(), key=lambda item: -item[1])[:6]
+        told = ", ".join(f"{package} {spent:.0f} ms" for package, spent in heaviest)
         print(f"{name}: {len(modules)} modules, {sum(modules.values()):.0f} ms; {told}")
         slowest = sorted(modules.items(), key=lambda item: -item[1])[:5]
         print("    slowest: " + ", ".join(f"{module} {spent:.0f} ms" for module, spent in slowest))

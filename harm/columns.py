@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from harm.networks import Problem
 from homeostat.core.data import UNKNOWN, Batch, Tensors, join
 from homeostat.core.errors import NonFiniteError
 from homeostat.core.method import Remedy
-from homeostat.core.online import Online
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.loop import Loop, Plan
+from homeostat.loop.stream import revealed
+from homeostat.loop.verify import shadow
 
 
 class Score:
@@ -54,7 +54,8 @@ def refitted(problem: Problem, stream: Tensors, seed: int, labels: int) -> list[
     for step, batch in enumerate(stream.batches(problem.window)):
         with torch.no_grad():
             score.add(model(batch.x), batch)
-        recent = [*recent, _revealed(batch, labels, Run(seed=seed).rng("labels", step))][-4:]
+        shown = revealed(batch.labels, labels, Run(seed=seed).rng("labels", step))
+        recent = [*recent, batch.replace(y=shown, meta={})][-4:]
         if len(recent) == 4 and step % 4 == 3:
             seen = join(recent)
             # A refit that diverges is not served; the one before it stays.
@@ -100,22 +101,9 @@ def looped(
 def _served(model: nn.Module, problem: Problem, stream: Tensors) -> list[float]:
     score = Score(_phases(stream))
     for batch in stream.batches(problem.window):
-        if isinstance(model, Online):
-            out = model.observe(batch.replace(y=None))
-        else:
-            with torch.no_grad():
-                out = model(batch.x)
-        score.add(out, batch)
+        score.add(shadow(model, batch.replace(y=None)), batch)
     return score.shares()
 
 
-def _revealed(batch: Batch, labels: int, draws: torch.Generator) -> Batch:
-    shown = torch.full((len(batch),), UNKNOWN)
-    chosen = torch.randperm(len(batch), generator=draws)[:labels]
-    shown[chosen] = batch.labels[chosen]
-    return batch.replace(y=shown, meta={})
-
-
-def _phases(stream: Tensors | Sequence[Any]) -> int:
-    assert isinstance(stream, Tensors)
+def _phases(stream: Tensors) -> int:
     return int(stream.batch.meta["phase"].max()) + 1

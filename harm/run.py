@@ -74,7 +74,7 @@ def group(network: str, seed: int, wanted: list[str] | None) -> list[dict[str, A
     for name, phases in streams.items():
         if wanted is not None and name not in wanted:
             continue
-        if name == "poisoned batches" and "batch_coupled" not in _traits(problem):
+        if name == "poisoned batches" and not _has_batchnorm(problem.net):
             continue
         path = FOLDER / "cells" / f"{_code()}-{network}-{name.replace(' ', '-')}-{seed}.json"
         if not path.exists():
@@ -107,10 +107,10 @@ def measured(problem: Any, shifts: list[Any], seed: int, scratch: Path) -> dict[
     return {"columns": columns, "loops": loops, "seconds": round(time.perf_counter() - began, 1)}
 
 
-def _traits(problem: Any) -> set[str]:
+def _has_batchnorm(net: Any) -> bool:
     from homeostat.nn.norms import BATCHNORMS
 
-    return {"batch_coupled"} if any(isinstance(m, BATCHNORMS) for m in problem.net.modules()) else set()
+    return any(isinstance(module, BATCHNORMS) for module in net.modules())
 
 
 def _code() -> str:

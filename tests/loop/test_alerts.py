@@ -322,6 +322,6 @@ def test_hooks_survive_their_config_and_refuse_kinds_that_never_come():
     for hook in (LogAlert("error", on=("keep",)), Webhook("https://example.org/a", retries=0)):
         assert from_config(hook.to_config(), Hook) == hook
     with pytest.raises(SpecError, match="must be one of"):
-        LogAlert(on=("commits",))  # type: ignore[arg-type]
+        LogAlert(on=("commits",))  # type: ignore[arg-type]  # what a file may say
     with pytest.raises(InputError, match="at least one alert"):
         Alerts([], most=0)

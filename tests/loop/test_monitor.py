@@ -13,7 +13,7 @@ from torch import Tensor
 from homeostat.core.errors import InputError, NonFiniteError, SpecError
 from homeostat.core.online import Bag
 from homeostat.core.probe import Outputs
-from homeostat.loop.monitor import HISTORY, STAKES, Monitor, normalised_entropy, shiryaev_roberts
+from homeostat.loop.monitor import HISTORY, STAKES, Monitor, shiryaev_roberts
 from homeostat.loop.neighbours import LAGS, block_length, block_means, dependence, likeness, likeness_between, pairs_of
 from homeostat.loop.scores import (
     CLASSES,
@@ -21,6 +21,7 @@ from homeostat.loop.scores import (
     Scores,
     away,
     mid_ranks,
+    normalised_entropy,
     order_statistics,
     principal_axes,
     ranked_among,

@@ -251,7 +251,7 @@ def test_labels_that_are_unknown_before_are_left_out():
     x, y = drawn(300, 3)
     half = torch.where(torch.arange(300) % 2 == 0, y, UNKNOWN)
     kit = ShiftKind(simulations=12).kit(clouds(), World(source=(x, half)))
-    assert kit is not None and len(kit["reference.labels"]) == 150  # type: ignore[index]
+    assert isinstance(kit, Bag) and len(kit["reference.labels"]) == 150
 
 
 def test_what_cannot_be_judged_is_refused_with_the_reason():

@@ -22,10 +22,10 @@ from homeostat.core.run import Run
 from homeostat.core.trace import Entry, Trace
 from homeostat.loop.estimate import Signs
 from homeostat.loop.ledger import Arrived, Ledger
-from homeostat.loop.monitor import normalised_entropy
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import LoopState, Progress
 from homeostat.loop.repertoire import Repertoire
+from homeostat.loop.scores import normalised_entropy
 from homeostat.loop.trial import judge
 from homeostat.loop.verify import attempt, guard
 
@@ -47,7 +47,7 @@ class Window:
         seen: the frozen network's outputs.
         failed: why what is served could not answer, or empty.
         ms: how long serving took.
-        late: labels of earlier windows that have come: ids, labels, and the window or None.
+        late: labels of earlier windows that have come: labels, ids, and the window or None.
     """
 
     batch: Batch
@@ -108,7 +108,7 @@ class Controller:
     def _settle_labels(self, window: Window) -> Arrived:
         ledger, at = self.ledger, self.progress.at
         found = None
-        for ids, labels, step in window.late:
+        for labels, ids, step in window.late:
             part = ledger.settle(labels, ids, step)
             found = part if found is None else found + part
         own = ledger.settle(window.batch.labels)

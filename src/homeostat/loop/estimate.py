@@ -50,7 +50,7 @@ from homeostat.core.spec import digest
 from homeostat.core.weights import fingerprint
 from homeostat.core.world import World
 from homeostat.loop.sensor import Sensor
-from homeostat.loop.verify import shadow, share_right
+from homeostat.loop.verify import class_shares, shadow, share_right
 
 JUDGED = 8
 """Windows on which a simulated scenario's gain is measured; fewer leave more noise in it."""
@@ -78,11 +78,6 @@ class Normal:
 def confidence(logits: Tensor) -> float:
     """Mean largest probability."""
     return float(logits.float().softmax(-1).amax(-1).mean())
-
-
-def class_shares(logits: Tensor) -> Tensor:
-    """Shares of the predicted classes, float64 `[classes]`."""
-    return torch.bincount(logits.argmax(-1), minlength=logits.shape[-1]).double() / len(logits)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ _ROWS = sa.Table(
 _MAKING = 0x686F6D656F737461
 """Held in PostgreSQL while tables are made: two that begin at once would make them twice."""
 
+SWITCHES = ("start", "commit", "rollback")
+"""Kinds of row that say which checkpoint is served from then on."""
+
 
 class Row:
     """One row of the journal: a step (window), what happened, and why."""

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from homeostat.core.reading import Reading
+from homeostat.core.reading import Better, Reading
 from homeostat.core.run import Event
 from homeostat.core.trace import Entry, Trace
 from homeostat.loop.record import JUDGED
 
-_UNITS = {"accuracy": ("fraction", "higher"), "frozen": ("fraction", "higher"), "seconds": ("s", "lower")}
+_UNITS: dict[str, tuple[str, Better]] = {
+    "accuracy": ("fraction", "higher"), "frozen": ("fraction", "higher"), "seconds": ("s", "lower"),
+}  # fmt: skip
 
 
 class Judged:
@@ -73,7 +75,7 @@ class Judged:
         entries = []
         for step, line in sorted(found.items()):
             readings = [
-                Reading(name, float(line[name]), unit=unit, better=better)  # type: ignore[arg-type]
+                Reading(name, float(line[name]), unit=unit, better=better)
                 for name, (unit, better) in _UNITS.items()
                 if isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
             ]

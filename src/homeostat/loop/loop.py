@@ -222,7 +222,7 @@ class Loop:
         late, self._late = self._late, []
         self.seen = seen
         batch = made.replace(y=labels.cpu().long(), meta={})
-        self.controller.turn(Window(batch, out, seen, failed, ms, [(i, y, s) for y, i, s in late]))
+        self.controller.turn(Window(batch, out, seen, failed, ms, late))
         kinds = {row.kind for row in self._rows}
         if self.progress.at % self.plan.snapshot == 0 or kinds & set(SWITCHES):
             self.snapshot()

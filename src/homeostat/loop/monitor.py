@@ -49,7 +49,6 @@ from homeostat.loop.scores import (
     Signal,
     columns_of,
     kind_of,
-    normalised_entropy as normalised_entropy,
     ranked_among,
 )
 from homeostat.probe.intervals import wilson

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from homeostat.core.errors import CheckpointError, InputError, StoreError, UnknownName, nearest
-from homeostat.loop.journal import Row
+from homeostat.loop.journal import SWITCHES, Row
 from homeostat.loop.record import check_store, journal_url, record, serving, windows_in_all
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 EVENTS = ("start", "alarm", "propose", "decision", "commit", "rollback", "keep")
 """Kinds of row that tell what happened. `window` and `snapshot` come besides, as a matter of course."""
-SWITCHES = ("start", "commit", "rollback")
 DEPLOYED = "the network as deployed"
 
 

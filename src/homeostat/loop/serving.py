@@ -95,8 +95,7 @@ def _follow(deployment: Deployment, watch: Callable[[Event], None], fresh: bool,
     loop, stream = deploy(deployment, watch=watch, fresh=fresh)
     with loop:
         began = loop.progress.at
-        late: dict[str, Any] = {"delay": deployment.delay} if deployment.delay else {}
-        judged.add(loop.run(stream, labels=deployment.labels, **late))
+        judged.add(loop.run(stream, labels=deployment.labels, delay=deployment.delay))
         return loop.progress.at - began
 
 

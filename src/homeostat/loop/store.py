@@ -19,11 +19,8 @@ from torch import nn
 
 from homeostat.core.errors import CheckpointError, InputError, StoreError
 from homeostat.core.save import content_hash, holds, load, make_synced, read_note, save, sync_folder, write_synced
-from homeostat.loop.journal import Journal, Row
+from homeostat.loop.journal import SWITCHES as SWITCHES, Journal, Row
 from homeostat.loop.lock import Lock
-
-SWITCHES = ("start", "commit", "rollback")
-"""Kinds of row that say which checkpoint is served from then on."""
 
 
 class Store:

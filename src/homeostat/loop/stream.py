@@ -51,10 +51,14 @@ def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
     return Trace(tuple(entries))
 
 
-def _revealed(loop: Loop, batch: Batch, step: int, labels: int) -> Tensor:
-    """The labels of a window, all but some of them unknown."""
-    check_labels(batch.labels, loop.classes, "stream.y", (len(batch),))
-    shown = torch.full((len(batch),), UNKNOWN)
-    chosen = torch.randperm(len(batch), generator=loop.setup.rng("labels", step))[:labels]
-    shown[chosen] = batch.labels[chosen]
+def revealed(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """So many of a window's labels, chosen at random; the others unknown."""
+    shown = torch.full((len(labels),), UNKNOWN)
+    chosen = torch.randperm(len(labels), generator=draws)[:count]
+    shown[chosen] = labels[chosen]
     return shown
+
+
+def _revealed(loop: Loop, batch: Batch, step: int, labels: int) -> Tensor:
+    check_labels(batch.labels, loop.classes, "stream.y", (len(batch),))
+    return revealed(batch.labels, labels, loop.setup.rng("labels", step))

@@ -66,9 +66,14 @@ def share_right(logits: Tensor, labels: Tensor) -> float:
     return float(logits.argmax(-1).eq(labels).float().mean())
 
 
+def class_shares(logits: Tensor) -> Tensor:
+    """Shares of the predicted classes, float64 `[classes]`."""
+    return torch.bincount(logits.argmax(-1), minlength=logits.shape[-1]).double() / len(logits)
+
+
 def effective_classes(logits: Tensor) -> float:
     """Exponential of the entropy of the predicted classes' shares: how many classes are in use."""
-    shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[-1]).double() / len(logits)
+    shares = class_shares(logits)
     return float(torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum()))
 
 
