@@ -38,12 +38,12 @@ class Score:
         return [right / count for right, count in zip(self.right, self.count, strict=True)]
 
 
-def always_on(remedy: Remedy | None, problem: Problem, stream: Tensors, seed: int) -> list[float]:
+def always_on(remedy: Remedy | None, problem: Problem, stream: Tensors, seed: int, scratch: Path) -> list[float]:
     """A remedy from the first window to the last, or the network as it is."""
     model: nn.Module = problem.net
     if remedy is not None:
         world = World(source=problem.before, target=stream[: problem.window].unlabelled())
-        model = remedy(problem.net, world, run=Run(seed=seed))
+        model = remedy(problem.net, world, run=Run(seed=seed, scratch=scratch))
     return _served(model, problem, stream)
 
 

@@ -66,7 +66,7 @@ class Problem:
     simulate: tuple[Shift, ...]
     remedies: tuple[Remedy, ...]
     window: int = 100
-    each: int = 10
+    each: int = 8
 
     def stream(self, shifts: Sequence[Shift], seed: int) -> Tensors:
         """A stream of one phase a shift, `meta["phase"]` its number; its samples are drawn anew for the seed."""
@@ -97,13 +97,13 @@ def cifar(folder: Path) -> Problem:
     """CIFAR-10 after JPEG and the published ResNet-20."""
     test = cifar10("test")
     remedies = (EATA(), BatchNormBlend(), LAME(), PriorCorrection(), REFIT)
-    return Problem(cifar_resnet(20), test[:2000], test[2000:], "pictures", PICTURES, remedies, each=6)
+    return Problem(cifar_resnet(20), test[:2000], test[2000:], "pictures", PICTURES, remedies, each=5)
 
 
 def gloss(folder: Path) -> Problem:
     """Which of WordNet's 26 kinds a noun is of, by its gloss: MiniLM with a head trained on 6,000 of them."""
     texts = glosses("noun").shuffle(torch.Generator().manual_seed(0))[:10000]
-    data = texts.tokenized(MiniLM.tokenizer(), 16)
+    data = texts.tokenized(MiniLM.tokenizer(), 12)
     # The encoder stays as it is, so that its embeddings are computed once and the head alone is trained.
     net, head = MiniLM(classes=26).eval(), nn.Linear(384, 26)
     made = Fit(recipe=Recipe(epochs=40, batch=64, optimizer=Adam(lr=0.03)))(
@@ -113,7 +113,7 @@ def gloss(folder: Path) -> Problem:
     net.head.load_state_dict(made.state_dict())
     refit = REFIT.replace(own="head.*", recipe=REFIT.recipe.replace(optimizer=Adam(lr=0.003)))
     remedies = (EATA(), LAME(), PriorCorrection(), refit)
-    return Problem(net, data[6000:7000], data[7000:], "texts", TEXTS, remedies, window=50, each=6)
+    return Problem(net, data[6000:7000], data[7000:], "texts", TEXTS, remedies, window=40, each=5)
 
 
 def _embedded(net: MiniLM, data: Data, folder: Path) -> Tensors:

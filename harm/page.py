@@ -117,13 +117,17 @@ varies.
 """
 
 
-def page(cells: Sequence[Cell], seconds: float) -> str:
+def page(cells: Sequence[Cell]) -> str:
     """docs/harm.md."""
     from harm.networks import PROBLEMS
 
     seeds, networks = len({cell["seed"] for cell in cells}), {cell["network"] for cell in cells}
     absent = [name for name in PROBLEMS if name not in networks]
-    lines = [ABOUT, f"Made in {seconds / 60:.0f} minutes on two cores, {seeds} seeds.", ""]
+    minutes = sum(cell["seconds"] for cell in cells) / 60
+    told = (
+        f"{seeds} seeds; {minutes:.0f} minutes of CPU time, and so {minutes / 2:.0f} on two cores that do nothing else."
+    )
+    lines = [ABOUT, told, ""]
     if absent:
         lines += [f"**Not run yet: {', '.join(absent)}.** Nothing below says anything of them.", ""]
     lines += ["## The promise", "", *_promise(cells), "", "## Losses", "", *_losses(cells), ""]

@@ -61,7 +61,7 @@ def test_a_new_trial_forgets_what_earlier_candidates_said_and_old_windows_are_dr
     ledger = filled()
     ledger.begin_trial()
     ledger.forget(1)
-    assert ledger.rows[:, 1].tolist() == [1, 1, 1]
+    assert ledger.steps == [1] and ledger.rows([1])[:, 1].tolist() == [1, 1, 1]
     assert ledger.settle(torch.tensor([3, 3, 3])).tried.tolist() == [[-1, -1]] * 3
     assert ledger.settle(torch.tensor([0]), torch.tensor([5])).lost == 1
 

@@ -180,6 +180,22 @@ def test_a_collapsing_candidate_is_refused_whatever_labels_say(problem, tmp_path
         assert rows(loop, "commit") == []
 
 
+def test_what_is_served_is_not_tried_against_itself(problem, tmp_path):
+    stream = problem.stream([(problem.CLEAN, 5), (problem.DARK, 12), (problem.DARK, 8)])
+    undoing, y = problem.Undoing(), stream.load().labels.clone()
+    plan = problem.PLAN.replace(anchor=1.0)
+    y[17 * problem.WINDOW :] = (y[17 * problem.WINDOW :] + 1) % 3  # no candidate helps against another rule
+    with problem.loop(tmp_path, problem.net, (undoing, BLEND), plan=plan, simulate=problem.NEAR) as loop:
+        loop.run(Tensors(stream.load().x, y), labels=25)
+        commits = [row for row in rows(loop, "commit") if row.content["to"] == "LoopTestUndoing"]
+        assert commits, "it was committed while it helped"
+        later = [row.content for row in rows(loop, "propose") if row.step > commits[0].step]
+        while_served = [said for said in later if "source" in said["tried"]]
+        assert while_served, "an alarm went off while it was served"
+        assert all("LoopTestUndoing" not in said["tried"] for said in while_served)
+        assert while_served[0]["left"]["LoopTestUndoing"] == "it is what is served"
+
+
 def test_a_candidate_that_forgets_data_from_before_is_refused_beyond_the_anchor(problem, drift, tmp_path):
     for anchor, word in ((0.1, "refused"), (1.0, "better")):
         plan = problem.PLAN.replace(anchor=anchor)
@@ -499,7 +515,7 @@ def test_a_snapshot_taken_between_serving_and_learning_does_not_lose_the_one_bef
     with problem.loop(tmp_path, problem.net) as loop:
         for batch in problem.stream([(problem.CLEAN, 7)]).batches(problem.WINDOW):
             loop.step(batch)
-        loop.state.carry["monitor.entropy.center"] += 0.25
+        loop.state.carry["monitor.center"] += 0.25
         loop.snapshot()
     with problem.loop(tmp_path, problem.net) as loop:
         assert loop.progress.at == 7

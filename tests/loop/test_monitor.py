@@ -13,19 +13,20 @@ from torch import Tensor
 from homeostat.core.errors import InputError, NonFiniteError, SpecError
 from homeostat.core.online import Bag
 from homeostat.core.probe import Outputs
-from homeostat.loop.monitor import HISTORY, STAKES, Monitor, shiryaev_roberts
+from homeostat.loop.monitor import HISTORY, SIGNALS, STAKES, Monitor, shiryaev_roberts
 from homeostat.loop.neighbours import LAGS, block_length, block_means, dependence, likeness, likeness_between, pairs_of
 from homeostat.loop.scores import (
     CLASSES,
     KEPT,
     Scores,
     away,
+    mean_entropy,
     mid_ranks,
-    normalised_entropy,
     order_statistics,
     principal_axes,
     ranked_among,
 )
+from homeostat.loop.signals import layout_of
 from homeostat.probe.intervals import wilson
 
 WINDOW = 40
@@ -61,6 +62,13 @@ def begun(monitor: Monitor, count: int = 400, seed: int = 0, error: float | None
     state = Bag()
     monitor.begin(stream(count, seed, **how), state, error)
     return state
+
+
+def kept(state: Bag, signal: str, name: str) -> Tensor:
+    """What the monitor keeps of one signal: its mean before, or its detectors' bounds, weights or capitals."""
+    widths = zip(SIGNALS, state["monitor.widths"].tolist(), strict=True)
+    layout = layout_of(tuple((signal, width) for signal, width in widths if width))
+    return state[f"monitor.{name}"][(layout.columns if name == "center" else layout.detectors)[signal]]
 
 
 def errors(detectors: int) -> float:
@@ -121,7 +129,7 @@ def test_runs_of_equal_samples_keep_it_in_blocks_and_break_it_one_by_one():
 @pytest.mark.parametrize("size", [50, 200, 1000])
 def test_it_is_kept_against_references_that_are_themselves_samples(size):
     """Ranks among another reference for each simulation, in windows like those of the reference's own distribution."""
-    bound = float(begun(Monitor(effect=1e-9), size)["monitor.entropy.bounds"][0])
+    bound = float(kept(begun(Monitor(effect=1e-9), size), "entropy", "bounds")[0])
     assert bound == pytest.approx(0.5 + errors(3) / math.sqrt(12 * size))
     g = draws(size)
     known = torch.rand(150, size, generator=g).sort(-1).values
@@ -212,7 +220,7 @@ def test_few_samples_far_out_are_found_by_the_tenth_that_is_least_certain():
     seen = stream(10 * WINDOW, 30)
     seen.logits[::5] = 0.0
     findings = [f for window in windows(seen) if (f := monitor.look(window, None, state)) is not None]
-    assert findings and findings[0].kind == "uncertain" and "entropy so high that 10% had it before" in findings[0].text
+    assert findings and findings[0].kind == "uncertain" and "as high an entropy as 10% had before" in findings[0].text
 
 
 def test_the_time_of_a_change_is_found_far_back_and_its_interval_covers_it():
@@ -290,7 +298,7 @@ def test_the_evidence_says_capital_threshold_and_bound_and_is_ready_for_json():
 def test_bounds_that_no_share_can_pass_leave_the_average():
     monitor = Monitor(signals=("classes",))
     state = begun(monitor, shares=(1, 1, 1, 0))
-    alive = state["monitor.classes.weights"] > 0
+    alive = kept(state, "classes", "weights") > 0
     gone = state["monitor.sensor.classes"].tolist().index(3)
     assert alive.tolist() == [True] * 4 + [place != gone for place in range(4)], "an absent class cannot get rarer"
     assert not any(monitor.look(seen, None, state) for seen in windows(stream(60 * WINDOW, 90, shares=(1, 1, 1, 0))))
@@ -307,7 +315,7 @@ def test_the_error_before_is_taken_from_labels_where_it_is_not_given():
     labelled = Outputs(before.logits, y, before.id)
     state = Bag()
     Monitor().begin(labelled, state)
-    assert float(state["monitor.error.center"]) == pytest.approx(30 / 150)
+    assert float(kept(state, "error", "center")) == pytest.approx(30 / 150)
     for unknown in (None, torch.full_like(y, -100)):
         absent = Outputs(before.logits, unknown, before.id)
         Monitor().begin(absent, state)
@@ -321,7 +329,7 @@ def test_a_reference_in_order_whose_neighbours_are_alike_widens_the_bounds():
     for before, ordered in ((runs, True), (runs, False), (mixed, True)):
         state = Bag()
         Monitor().begin(before, state, ordered=ordered)
-        bounds.append(float(state["monitor.entropy.bounds"][0]) - 0.53)
+        bounds.append(float(kept(state, "entropy", "bounds")[0]) - 0.53)
     assert bounds[0] > 2 * bounds[1] and bounds[2] < 1.5 * bounds[1]
 
 
@@ -330,9 +338,9 @@ def test_a_new_beginning_forgets_the_windows_and_remembers_how_alike_neighbours_
     state = begun(monitor)
     for seen in windows(stream(20 * WINDOW, 4, alike=8)):
         monitor.look(seen, None, state)
-    products = state["monitor.alike.classes"].clone()
+    products = state["monitor.alike"].clone()
     monitor.begin(stream(100, 5), state, 0.2)
-    assert len(state["monitor.history"]) == 0 and torch.equal(state["monitor.alike.classes"], products)
+    assert len(state["monitor.history"]) == 0 and torch.equal(state["monitor.alike"], products)
     assert set(state) == {name for name in state if name.startswith("monitor.")}
 
 
@@ -340,11 +348,11 @@ def test_windows_without_features_leave_what_is_known_of_features_alone():
     monitor, bare = Monitor(), stream(WINDOW, 6)
     state = begun(monitor)
     monitor.look(stream(WINDOW, 7), None, state)
-    before = state["monitor.features.capital"].clone()
+    before = kept(state, "features", "capital").clone()
     monitor.look(Outputs(bare.logits, None, bare.id), None, state)
-    assert torch.equal(state["monitor.features.capital"], before)
+    assert torch.equal(kept(state, "features", "capital"), before)
     monitor.look(stream(WINDOW, 7), None, state)
-    assert not torch.equal(state["monitor.features.capital"], before)
+    assert not torch.equal(kept(state, "features", "capital"), before)
 
 
 def test_state_that_was_kept_goes_on_as_if_it_had_not_stopped():
@@ -405,22 +413,55 @@ def test_what_does_not_fit_is_refused():
 
 def test_entropy_is_nought_when_sure_and_one_when_all_classes_are_alike():
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1000.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1000.0, -1000.0]])
-    assert normalised_entropy(logits).tolist() == pytest.approx([1.0, 0.0, 0.5])
+    assert [mean_entropy(row[None]) for row in logits] == pytest.approx([1.0, 0.0, 0.5])
+    assert mean_entropy(logits) == pytest.approx(0.5)
     ruled_out = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]])
-    assert normalised_entropy(ruled_out).tolist() == pytest.approx([0.5])
+    assert mean_entropy(ruled_out) == pytest.approx(0.5)
     log_p = torch.randn(6, 5, generator=draws(1)).log_softmax(-1)
     expected = torch.distributions.Categorical(log_p.exp()).entropy() / math.log(5)
-    assert torch.allclose(normalised_entropy(log_p), expected)
+    assert mean_entropy(log_p) == pytest.approx(float(expected.mean()))
 
 
 def test_few_order_statistics_give_nearly_the_ranks_of_all():
     values = torch.randn(1, 20_000, generator=draws(2))
-    kept, some = order_statistics(values), torch.randn(1, 1000, generator=draws(3))
-    assert kept.shape == (1, KEPT)
-    assert (mid_ranks(kept, some) - mid_ranks(order_statistics(values[:, :512]), some)).abs().max() < 0.1
+    some = torch.randn(1, 1000, generator=draws(3))
+    known = order_statistics(values, KEPT)
     exact = (values < some.T).double().mean(1)
-    assert (mid_ranks(kept, some)[0] - exact).abs().max() < 1.1 / KEPT
+    assert (mid_ranks(known, some)[0] - exact).abs().max() < 1.1 / KEPT
+    few = values[:, :200].sort(-1).values
+    assert torch.equal(order_statistics(few, 200), few)
+    assert torch.equal(mid_ranks(order_statistics(few, 400), some), mid_ranks(few, some)), "each twice is the same"
+
+
+def test_ranks_of_equal_values_count_half():
+    known = torch.randint(6, (3, 50), generator=draws(1)).float().sort(-1).values
+    some = torch.cat([torch.randint(-1, 7, (3, 40), generator=draws(2)).float(), torch.full((3, 1), 2.5)], 1)
+    below = (known[:, :, None] < some[:, None]).double().mean(1)
+    equal = (known[:, :, None] == some[:, None]).double().mean(1)
+    assert torch.allclose(mid_ranks(known, some), below + equal / 2, atol=1e-12)
+    assert torch.allclose(
+        mid_ranks(known + 0.5, some),
+        (known[:, :, None] + 0.5 < some[:, None]).double().mean(1)
+        + (known[:, :, None] + 0.5 == some[:, None]).double().mean(1) / 2,
+        atol=1e-12,
+    )
     assert mid_ranks(torch.zeros(1, 60), torch.zeros(1, 3)).tolist() == [[0.5] * 3]
+
+
+@pytest.mark.parametrize("alike", [1, 8])
+def test_signals_watched_together_have_the_capital_that_each_has_alone(alike):
+    seen = windows(stream(15 * WINDOW, 41, alike=alike))
+    wrong = [coins(0.25, number % 3, 50 + number) for number in range(len(seen))]
+    whole = begun(Monitor())
+    for window, labels in zip(seen, wrong, strict=True):
+        Monitor().look(window, labels, whole)
+    for signal in SIGNALS[:-1]:  # the error's blocks are as long as the longest of the others
+        alone = Monitor(signals=(signal,))
+        state = begun(alone)
+        for window, labels in zip(seen, wrong, strict=True):
+            alone.look(window, labels, state)
+        assert torch.equal(kept(state, signal, "capital"), kept(whole, signal, "capital")), signal
+        assert float(kept(whole, signal, "capital").sum()) > 0
 
 
 def test_distances_rank_new_samples_of_the_reference_evenly_however_few_there_are():
@@ -430,7 +471,7 @@ def test_distances_rank_new_samples_of_the_reference_evenly_however_few_there_ar
         x = torch.randn(60, 30, generator=g)
         rest = ranked_among(60, ordered=False)
         kept = principal_axes(x[~rest])
-        known = order_statistics(away(x[rest], kept))
+        known = order_statistics(away(x[rest], kept), 30)
         means.append(mid_ranks(known, away(torch.randn(200, 30, generator=g), kept)).mean(1))
     assert (torch.stack(means).mean(0) - 0.5).abs().max() < 4 / math.sqrt(12 * 30 * 40)
 
@@ -441,8 +482,11 @@ def test_rare_classes_beyond_the_number_kept_share_the_last_place():
     y[:100] = 7
     logits[torch.arange(200), y] = 5.0
     sensor = Scores.fit(Outputs(logits, None, torch.arange(200)), ordered=False)
-    places = sensor.read(Outputs(logits, None, torch.arange(200)))["classes"]
-    assert places.shape == (200, CLASSES) and bool((places.sum(1) == 1).all())
+    layout, read = sensor.read(Outputs(logits, None, torch.arange(200)), ("classes",))
+    places = read.T
+    assert (
+        layout.widths == (("classes", CLASSES),) and places.shape == (200, CLASSES) and bool((places.sum(1) == 1).all())
+    )
     assert int(sensor.kept["classes"][0]) == 7 and places[:100, 0].sum() == 100
     hidden = [k for k in range(CLASSES + 20) if k not in sensor.kept["classes"].tolist()]
     assert bool((places[[int((y == k).nonzero()[-1]) for k in hidden], -1] == 1).all())
@@ -454,24 +498,24 @@ def test_blocks_are_longer_than_runs_of_samples_that_are_alike(alike, low, high)
     for _ in range(25):
         run = torch.rand(100 // alike + 2, generator=g).repeat_interleave(alike).double()
         start = int(torch.randint(alike, (1,), generator=g))
-        sums += dependence(run[start : start + 100, None])[:, 0]
+        sums += dependence(run[None, start : start + 100])[0]
         pairs += pairs_of(100)
-    assert low <= block_length(likeness(sums, pairs, 100), 100) <= high
+    assert low <= block_length(likeness(sums.tolist(), pairs.tolist(), 100), 100) <= high
 
 
 def test_products_of_neighbours_by_hand():
-    x = torch.tensor([[1.0], [3.0], [2.0], [6.0]]).double()
+    x = torch.tensor([[1.0, 3.0, 2.0, 6.0]]).double()
     away_from = [-2.0, 0.0, -1.0, 3.0]
     by_hand = [sum(away_from[i] * away_from[i + k] for i in range(4 - k)) for k in range(4)]
-    assert dependence(x)[:4, 0].tolist() == pytest.approx(by_hand) and dependence(x)[4:].abs().max() == 0
+    assert dependence(x)[0, :4].tolist() == pytest.approx(by_hand) and dependence(x)[0, 4:].abs().max() == 0
     assert pairs_of(4)[:6].tolist() == [4, 3, 2, 1, 0, 0]
 
 
 def test_likeness_as_long_as_a_window_shows_between_windows_only():
     g = draws(5)
     level = torch.rand(30, generator=g).double()  # every window is one run
-    within = torch.zeros(LAGS).double()
-    assert likeness(within, 30 * pairs_of(100), 100) == math.inf
+    within = [0.0] * LAGS
+    assert likeness(within, (30 * pairs_of(100)).tolist(), 100) == math.inf
     steps = float((level[1:] - level[:-1]).square().sum())
     assert block_length(likeness_between(steps, 29, 1 / 12, 100), 100) == 100
     means = torch.rand(30, 100, generator=g).double().mean(1)
@@ -481,6 +525,6 @@ def test_likeness_as_long_as_a_window_shows_between_windows_only():
 
 
 def test_blocks_leave_no_sample_out():
-    x = torch.arange(10.0)[:, None].double()
-    assert block_means(x, 1) is x and block_means(x, 5)[:, 0].tolist() == [2.0, 7.0]
-    assert block_means(x, 3)[:, 0].tolist() == [1.5, 5.0, 8.0] and block_means(x, 50)[:, 0].tolist() == [4.5]
+    x = torch.arange(10.0)[None].double()
+    assert block_means(x, 1) is x and block_means(x, 5).tolist() == [[2.0, 7.0]]
+    assert block_means(x, 3).tolist() == [[1.5, 5.0, 8.0]] and block_means(x, 50).tolist() == [[4.5]]

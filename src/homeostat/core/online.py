@@ -56,7 +56,8 @@ class Bag(Part):
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose name starts with `prefix` and a dot, by the rest of their name."""
-        return {name[len(prefix) + 1 :]: self[name] for name in self if name.startswith(prefix + ".")}
+        start, kept = prefix.replace(".", "/") + "/", self._buffers
+        return {name[len(start) :].replace("/", "."): kept[name] for name in kept if name.startswith(start)}  # type: ignore[misc]
 
     def put(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
         """Store named tensors below a prefix."""

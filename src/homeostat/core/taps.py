@@ -34,16 +34,18 @@ def tap(model: nn.Module, layer: str | None = None, *, output: bool = False) -> 
         output: collect the layer's output instead of its input.
     """
     name = head(model) if layer is None else layer
-    known = dict(model.named_modules())
-    if name not in known:
-        raise ModelError(f"{type(model).__name__} has no layer {name!r}.{nearest(name, known)}")
+    try:
+        tapped_layer = model.get_submodule(name)
+    except AttributeError:
+        known = dict(model.named_modules())
+        raise ModelError(f"{type(model).__name__} has no layer {name!r}.{nearest(name, known)}") from None
     kept: list[Tensor] = []
 
     def hook(module: nn.Module, args: Any, result: Any) -> None:
         value = result if output else args[0]
         kept.append(value[0] if isinstance(value, tuple) else value)
 
-    handle = known[name].register_forward_hook(hook)
+    handle = tapped_layer.register_forward_hook(hook)
     try:
         yield kept
     finally:

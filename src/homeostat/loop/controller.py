@@ -19,13 +19,14 @@ from homeostat.core.fork import fork
 from homeostat.core.probe import Outputs
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
+from homeostat.core.save import content_hash
 from homeostat.core.trace import Entry, Trace
 from homeostat.loop.estimate import Signs
 from homeostat.loop.ledger import Arrived, Ledger
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import LoopState, Progress
 from homeostat.loop.repertoire import Repertoire
-from homeostat.loop.scores import normalised_entropy
+from homeostat.loop.scores import mean_entropy
 from homeostat.loop.trial import judge
 from homeostat.loop.verify import attempt, guard
 
@@ -131,7 +132,7 @@ class Controller:
 
     def _note(self, window: Window, arrived: Arrived) -> None:
         said: dict[str, Any] = {"served": self.progress.served, "ms": round(window.ms, 2)}
-        said["entropy"] = round(float(normalised_entropy(window.seen.logits).mean()), 4)
+        said["entropy"] = round(mean_entropy(window.seen.logits), 4)
         if len(arrived):
             said |= {"labels": len(arrived), "right": int(arrived.served.sum())}
             said["frozen_right"] = int(arrived.frozen.sum())
@@ -169,10 +170,12 @@ class Controller:
         names, left = self.repertoire.propose(self.recent, self.trace, now.kinds)
         # Going back is always an option; staying as it is needs no trial.
         names += ["source"] if now.served != "source" else []
-        now.trials, self.state.shadows = self.repertoire.apply(names, self.recent[-plan.trial :], now.at)
+        served = content_hash(self.state.served)
+        now.trials, self.state.shadows = self.repertoire.apply(names, self.recent[-plan.trial :], now.at, served)
+        left |= dict.fromkeys(set(names) - {trial.name for trial in now.trials}, "it is what is served")
         self.ledger.begin_trial()
         now.since = now.at
-        self.say("propose", {"tried": names, "left": left}, None)
+        self.say("propose", {"tried": [trial.name for trial in now.trials], "left": left}, None)
         if any(not trial.refused for trial in now.trials):
             now.phase = "trial"
         else:

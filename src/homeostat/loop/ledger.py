@@ -51,32 +51,36 @@ class Arrived:
 
 
 class Ledger:
-    """The predictions, as one int64 tensor `ledger` in a bag that is saved with the loop's state.
+    """The predictions, an int64 tensor `ledger.STEP` a window in a bag that is saved with the loop's state.
 
     Args:
-        bag: where the tensor is, or will be.
+        bag: where the tensors are, or will be.
         width: most candidates at once.
     """
 
     def __init__(self, bag: Bag, width: int):
         self.bag, self.width = bag, width
-        if "ledger" not in bag:
-            bag["ledger"] = torch.empty(0, _TRIED + width, dtype=torch.int64)
 
     @property
-    def rows(self) -> Tensor:
-        """`[samples, columns]`, oldest first."""
-        return self.bag["ledger"]
+    def steps(self) -> list[int]:
+        """Windows that something is kept of, oldest first."""
+        return sorted(int(name.removeprefix("ledger.")) for name in self.bag if name.startswith("ledger."))
+
+    def rows(self, steps: Sequence[int]) -> Tensor:
+        """`[samples, columns]` of these windows."""
+        empty = torch.empty(0, _TRIED + self.width, dtype=torch.int64)
+        return torch.cat([empty, *(self.bag[f"ledger.{step}"] for step in steps)])
 
     def add(self, step: int, ids: Tensor, frozen: Tensor, served: Tensor, tried: Sequence[Tensor | None]) -> None:
         """Note what was predicted for a window; logits `[window, classes]`, None for a candidate that gave none."""
         made = torch.full((len(ids), _TRIED + self.width), _NONE)
         made[:, _ID], made[:, _STEP], made[:, _LABEL] = ids, step, UNKNOWN
-        made[:, _FROZEN], made[:, _SERVED] = frozen.argmax(-1), served.argmax(-1)
+        made[:, _FROZEN] = frozen.argmax(-1)
+        made[:, _SERVED] = made[:, _FROZEN] if served is frozen else served.argmax(-1)
         for column, logits in enumerate(tried):
             if logits is not None:
                 made[:, _TRIED + column] = logits.argmax(-1)
-        self.bag["ledger"] = torch.cat([self.rows, made])
+        self.bag[f"ledger.{step}"] = made
 
     def settle(self, labels: Tensor, ids: Tensor | None = None, step: int | None = None) -> Arrived:
         """Judge samples by their labels, each once.
@@ -86,12 +90,13 @@ class Ledger:
             ids: of the samples; None when the labels are those of the newest window, in order.
             step: the window in which they were served; None takes the newest unjudged sample of an id.
         """
-        rows = self.rows
         if bool((labels == UNKNOWN).all()):
             none = torch.empty(0, dtype=torch.int64)
             return Arrived(none, none, none, none.bool(), none.bool(), none.view(0, 1).expand(0, self.width))
+        steps = self.steps if ids is not None else self.steps[-1:]
+        rows = self.rows(steps)
         if ids is None:
-            places = torch.arange(len(rows) - len(labels), len(rows))
+            places = torch.arange(len(labels))
         else:
             open_ = rows[:, _LABEL] == UNKNOWN
             open_ &= True if step is None else rows[:, _STEP] == step
@@ -103,6 +108,8 @@ class Ledger:
         lost = int(((labels != UNKNOWN) & (places < 0)).sum())
         places, labels = places[usable], labels[usable]
         rows[places, _LABEL] = labels
+        for kept in steps:
+            self.bag[f"ledger.{kept}"] = rows[rows[:, _STEP] == kept]
         found, label = rows[places], labels[:, None]
         tried = torch.where(found[:, _TRIED:] >= 0, (found[:, _TRIED:] == label).long(), _NONE)
         frozen, served = found[:, _FROZEN] == labels, found[:, _SERVED] == labels
@@ -110,14 +117,16 @@ class Ledger:
 
     def wrong(self, since: int) -> Tensor:
         """Boolean `[labels]`: where the frozen network erred, of samples served from a window on whose label came."""
-        rows = self.rows[(self.rows[:, _STEP] >= since) & (self.rows[:, _LABEL] != UNKNOWN)]
+        rows = self.rows([step for step in self.steps if step >= since])
+        rows = rows[rows[:, _LABEL] != UNKNOWN]
         return rows[:, _FROZEN] != rows[:, _LABEL]
 
     def begin_trial(self) -> None:
         """Forget what earlier candidates said: evidence is about those of the trial that begins."""
-        self.rows[:, _TRIED:] = _NONE
+        for step in self.steps:
+            self.bag[f"ledger.{step}"][:, _TRIED:] = _NONE
 
     def forget(self, before: int) -> None:
         """Drop what was served before a window."""
-        if len(self.rows) and int(self.rows[0, _STEP]) < before:
-            self.bag["ledger"] = self.rows[self.rows[:, _STEP] >= before].clone()
+        while f"ledger.{(before := before - 1)}" in self.bag:
+            del self.bag[f"ledger.{before}"]

@@ -80,11 +80,13 @@ class Loop:
             raise ModelError("the model adapts while it serves; give the plain network, and its method as a remedy")
         self.sensor = Sensor(self.frozen, world.task)
         data = labelled_before(world)
-        before = self.sensor.read(data)
-        world.task.check(before.logits, before.labels, "source.y")
-        self.plan, self.world, self.classes = plan, world, before.logits.shape[-1]
+        self.plan, self.world = plan, world
+        where = store.path if isinstance(store, Store) else Path(store)
+        self.setup = run if run.scratch is not None else run.replace(scratch=where / "cache")
+        # Nothing is written before this has shown that data and network fit.
+        before = self.sensor.read_kept(data, "source", self.setup)
+        self.classes = before.logits.shape[-1]
         self.store = store if isinstance(store, Store) else Store(store)
-        self.setup = run if run.scratch is not None else run.replace(scratch=self.store.path / "cache")
         self._rows: list[Row] = []
         self._late: list[tuple[Tensor, Tensor, int | None]] = []
         self.seen: Outputs | None = None

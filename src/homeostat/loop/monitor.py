@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -42,15 +43,10 @@ from homeostat.core.online import Bag
 from homeostat.core.probe import Outputs
 from homeostat.core.reading import Finding
 from homeostat.core.spec import Count, Positive, Spec
-from homeostat.loop.neighbours import block_lengths, block_means, likeness, pairs_of, products_by_signal, remembered
+from homeostat.loop.neighbours import begun, block_lengths, block_means, gone_on, times
 from homeostat.loop.onset import Onset
-from homeostat.loop.scores import (
-    Scores,
-    Signal,
-    columns_of,
-    kind_of,
-    ranked_among,
-)
+from homeostat.loop.scores import Scores, ranked_among
+from homeostat.loop.signals import Layout, Signal, columns_of, kind_of, layout_of
 from homeostat.probe.intervals import wilson
 
 STAKES = torch.tensor([1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 0.95], dtype=torch.float64)
@@ -125,29 +121,35 @@ class Monitor(Spec):
             raise InputError(
                 f"the reference has {len(before)} samples; at least {LEAST} are needed to calibrate a monitor"
             )
-        alike = {name: kept for name, kept in _under(state.under("monitor"), "alike").items() if name != "means"}
+        alike = state.under("monitor").get("alike")
         for name in [name for name in state if name.startswith("monitor.")]:
             del state[name]
-        sensor = Scores.fit(before, ordered=ordered)
-        state.put("monitor.sensor", sensor.kept)
-        read = {name: values for name, values in sensor.read(before).items() if name in self.signals}
-        rows, times = len(before), dict.fromkeys(read, 1.0)
-        if ordered:
-            sums, pairs = products_by_signal(read), pairs_of(rows)
-            times = {name: min(max(1.0, likeness(s, pairs, rows, 0)), rows / 5) for name, s in sums.items()}
-            alike = alike or {**sums, "pairs": pairs, "window": torch.tensor(float(rows))}
-        state.put("monitor.alike", alike)
+        sensor, rows = Scores.fit(before, ordered=ordered), len(before)
+        layout, values = sensor.read(before, self.signals)
+        lasting = [1.0] * len(layout.widths)
+        if ordered and layout.widths:
+            made = begun(layout, values)
+            lasting = [min(max(1.0, time), rows / 5) for time in times(made, 0.0)]
+            alike = made if alike is None or alike.shape != made.shape else alike
+        opened = list[dict[str, Tensor]]()
+        for (name, _), time in zip(layout.widths, lasting, strict=True):
+            used = values[layout.columns[name]]
+            used = used[:, ranked_among(rows, ordered)] if name == "features" else used
+            opened.append(self._open(name, used.mean(1), used.shape[1] / time))
         error, labels = _error_before(before, error)
-        for name, values in read.items():
-            used = values[ranked_among(rows, ordered)] if name == "features" else values
-            self._open(state, name, used.mean(0), len(used) / times[name])
+        widths = layout.widths
         if error is not None and "error" in self.signals:
-            size = labels / max(times.values(), default=1.0)
-            self._open(state, "error", torch.tensor([error], dtype=torch.float64), size)
-        width = sum(len(state[f"monitor.{name}.center"]) for name in _watched(state.under("monitor")))
-        state["monitor.history"] = torch.zeros(0, 2 + width)
+            widths = (*widths, ("error", 1))
+            center = torch.tensor([error], dtype=torch.float64)
+            opened.append(self._open("error", center, labels / max(lasting, default=1.0)))
+        columns = dict(widths)
+        kept = {"widths": torch.tensor([columns.get(name, 0) for name in SIGNALS])}
+        kept |= {key: torch.cat([part[key] for part in opened]) for key in (opened[0] if opened else ())}
+        kept["history"] = torch.zeros(0, 2 + sum(columns.values()))
+        state.put("monitor.sensor", sensor.kept)
+        state.put("monitor", kept | ({} if alike is None else {"alike": alike}))
 
-    def _open(self, state: Bag, name: str, center: Tensor, size: float) -> None:
+    def _open(self, name: str, center: Tensor, size: float) -> dict[str, Tensor]:
         """Detectors of a signal whose columns had this mean over `size` independent samples."""
         columns, bounds = columns_of(name, len(center)), []
         # One detector's bound covers the reference's error by two standard errors, and so do those of several together.
@@ -163,9 +165,13 @@ class Monitor(Spec):
         # No number in 0..1 is evidence against a bound of 1 or more: such detectors are left out of the average.
         bound = torch.tensor(bounds, dtype=torch.float64)
         alive = bound < 1
-        detectors = {"center": center, "bounds": bound.where(alive, math.inf), "size": torch.tensor(float(size))}
-        detectors["weights"] = alive.double() / alive.sum().clamp(min=1)
-        state.put(f"monitor.{name}", {**detectors, "capital": torch.zeros(len(bounds), len(STAKES)).double()})
+        return {
+            "center": center,
+            "size": torch.tensor([size], dtype=torch.float64),
+            "bounds": bound.where(alive, math.inf),
+            "weights": alive.double() / alive.sum().clamp(min=1),
+            "capital": torch.zeros(len(bounds), len(STAKES), dtype=torch.float64),
+        }
 
     # -- look
 
@@ -182,62 +188,76 @@ class Monitor(Spec):
             A finding when there is an alarm; the detectors start afresh with the next look.
         """
         kept = state.under("monitor")
-        watched = _watched(kept)
+        layout = _layout(kept)
+        if not layout.widths:
+            return None
+        capital, means, history = kept["capital"].clone(), kept["center"].clone(), kept["history"]
         if kept.pop("spoke", None) is not None:
             del state["monitor.spoke"]
-            afresh = {f"{name}.capital": torch.zeros_like(kept[f"{name}.capital"]) for name in watched}
-            state.put("monitor", afresh)
-            kept |= afresh
-        read = {name: values for name, values in Scores(_under(kept, "sensor")).read(seen).items() if name in watched}
-        blocks = dict.fromkeys(read, self.block) if self.block else block_lengths(kept, read, len(seen))
-        changed = remembered(kept, read, len(seen)) if read and not self.block else {}
+            capital.zero_()
+        found, values = Scores(_under(kept, "sensor")).read(seen, layout.columns)
+        level = values.mean(1)
+        changed = {"capital": capital}
+        lengths, alike = [self.block or len(seen)] * len(found.widths), kept.get("alike")
+        if not self.block and found.widths:
+            if alike is None:
+                changed["alike"] = begun(found, values)
+            elif len(alike) == len(lengths) + 1:
+                lengths = block_lengths(alike, len(seen))
+                step = level - history[-1, 2 : 2 + len(level)] if len(history) else None
+                changed["alike"] = gone_on(alike, found, values, step)
+        blocks: dict[str, int | None] = {name: length for (name, _), length in zip(found.widths, lengths, strict=True)}
+        # Neighbouring signals whose blocks are of one length are told together.
+        for length, group in groupby(layout.widths, lambda signal: blocks.get(signal[0])):
+            part = layout_of(tuple(group))
+            if length is not None:
+                mine = part.of(found.columns)
+                means[part.of(layout.columns)] = level[mine]
+                observed = part.observed(block_means(values[mine], length))
+                _bet(capital, kept["bounds"], part.of(layout.detectors), observed)
         labels = 0 if wrong is None else len(wrong)
-        if wrong is not None and labels:
-            read["error"] = wrong.double()[:, None]
-        means = [torch.tensor([len(seen), labels], dtype=torch.float64)]
-        for name in watched:
-            if name not in read:
-                means.append(torch.zeros_like(kept[f"{name}.center"]))
-                continue
-            means.append(read[name].mean(0))
-            values = block_means(read[name], blocks.get(name) or max(blocks.values(), default=1))
-            index, side = torch.tensor(columns_of(name, values.shape[1])).T
-            observed = torch.where(side > 0, values[:, index], 1 - values[:, index])
-            changed[f"{name}.capital"] = shiryaev_roberts(kept[f"{name}.capital"], observed.T, kept[f"{name}.bounds"])
-        changed["history"] = torch.cat([kept["history"], torch.cat(means)[None].float()])[-HISTORY:].clone()
+        if wrong is not None and labels and "error" in layout.columns:
+            told = wrong.double()[None]
+            means[layout.columns["error"]] = told.mean()
+            observed = block_means(told, max(lengths, default=1))
+            _bet(capital, kept["bounds"], layout.detectors["error"], observed)
+        row = torch.cat([torch.tensor([len(seen), labels]), means]).float()
+        changed["history"] = torch.cat([history[1 - HISTORY :], row[None]])
         state.put("monitor", changed)
         kept |= changed
-        capital = _average(kept)
-        return self._alarm(state, kept, capital) if capital >= self.run_length else None
+        average = _average(kept)
+        return self._alarm(state, kept, average) if average >= self.run_length else None
 
     # -- say
 
     def _alarm(self, state: Bag, kept: dict[str, Tensor], capital: float) -> Finding:
-        by_kind: dict[str, float] = {}
-        for name in _watched(kept):
-            columns = columns_of(name, len(kept[f"{name}.center"]))
-            for column, part in zip(columns, _capitals(kept, name).tolist(), strict=True):
-                by_kind[kind_of(name, column)] = by_kind.get(kind_of(name, column), 0.0) + part
+        layout, by_kind = _layout(kept), dict[str, float]()
+        tested = [(name, column) for name, columns in layout.tested.items() for column in columns]
+        for (name, column), part in zip(tested, _capitals(kept).tolist(), strict=True):
+            by_kind[kind_of(name, column)] = by_kind.get(kind_of(name, column), 0.0) + part
         # The evidence stays to be read until the next look.
         state["monitor.spoke"] = torch.tensor(True)
         kind = max(by_kind, key=lambda key: by_kind[key])
-        onset = Onset.of(kept, _watched(kept), kind)
+        onset = Onset.of(kept, layout, kind)
         effect, subjects, text = onset.say(kept["sensor.classes"].tolist(), self.share)
         return Finding(kind, True, subjects, onset.ago[onset.at - 1], min(1.0, 1 / capital), effect, text)
 
     def since(self, state: Bag, kind: str) -> tuple[int, int, int]:
         """How many windows ago what an alarm of this kind is about began (1: in the last): estimate, 95 % interval."""
         kept = state.under("monitor")
-        return Onset.of(kept, _watched(kept), kind).interval()
+        return Onset.of(kept, _layout(kept), kind).interval()
 
     def evidence(self, state: Bag) -> dict[str, Any]:
         """By signal: capital, the capital at which it alone would raise the alarm, bound; and `all`, the average."""
         kept = state.under("monitor")
-        names, made = _watched(kept), dict[str, Any]()
-        for name in names:
-            capital = float(_capitals(kept, name).sum())
-            made[name] = {"capital": _short(capital), "threshold": self.run_length * len(names)}
-            bound = float(kept[f"{name}.bounds"][0])
+        layout, made = _layout(kept), dict[str, Any]()
+        capitals = _capitals(kept) if layout.widths else torch.zeros(0)
+        for name, places in layout.detectors.items():
+            made[name] = {
+                "capital": _short(float(capitals[places].sum())),
+                "threshold": self.run_length * len(layout.widths),
+            }
+            bound = float(kept["bounds"][places][0])
             # Classes have a bound each; one of 1 or more can never be passed, and is kept as infinite.
             if name != "classes" and math.isfinite(bound):
                 made[name]["bound"] = round(bound, 4)
@@ -248,19 +268,25 @@ def _under(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: tensor for name, tensor in kept.items() if name.startswith(prefix + ".")}
 
 
-def _watched(kept: dict[str, Tensor]) -> list[str]:
-    return [name for name in SIGNALS if f"{name}.bounds" in kept]
+def _layout(kept: dict[str, Tensor]) -> Layout:
+    """What is watched."""
+    widths = kept["widths"].tolist()
+    return layout_of(tuple((name, width) for name, width in zip(SIGNALS, widths, strict=True) if width))
 
 
-def _capitals(kept: dict[str, Tensor], name: str) -> Tensor:
-    """What each detector of a signal adds to the signal's average."""
-    return kept[f"{name}.capital"].mean(1) * kept[f"{name}.weights"]
+def _bet(capital: Tensor, bounds: Tensor, places: slice, observed: Tensor) -> None:
+    capital[places] = shiryaev_roberts(capital[places], observed, bounds[places])
+
+
+def _capitals(kept: dict[str, Tensor]) -> Float[Tensor, " detectors"]:
+    """What each detector adds to its signal's average."""
+    return kept["capital"].mean(1) * kept["weights"]
 
 
 def _average(kept: dict[str, Tensor]) -> float:
     """The average over stakes, detectors and signals; an alarm goes off at `run_length`."""
-    each = [float(_capitals(kept, name).sum()) for name in _watched(kept)]
-    return sum(each) / max(1, len(each))
+    watched = int(kept["widths"].count_nonzero())
+    return float(_capitals(kept).sum()) / watched if watched else 0.0
 
 
 def _error_before(before: Outputs, error: float | None) -> tuple[float | None, int]:

@@ -19,11 +19,15 @@ Reference: Sokal, Monte Carlo methods in statistical mechanics, 1989 (where to e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float
+from scipy.fft import next_fast_len
 from torch import Tensor
+
+from homeostat.loop.signals import Layout
 
 LAGS = 64
 """Distances between neighbours at which their likeness is measured."""
@@ -31,80 +35,91 @@ FADING = 0.95
 """What a window's likeness of neighbours still counts one window later."""
 
 
-def block_lengths(kept: Mapping[str, Tensor], read: Mapping[str, Tensor], window: int) -> dict[str, int]:
-    """By signal, the block length that earlier windows call for; a window is one observation until some is known."""
-    made = dict.fromkeys(read, window)
-    if "alike.pairs" not in kept:
-        return made
-    size, pairs = float(kept["alike.window"]), kept["alike.pairs"]
-    count, *steps = kept["alike.steps"].tolist() if "alike.steps" in kept else [0.0] * (len(read) + 1)
-    for name, step in zip(read, steps, strict=True):
-        if f"alike.{name}" in kept:
-            products = kept[f"alike.{name}"]
-            between = likeness_between(step, count, float(products[0] / pairs[0]), size)
-            made[name] = block_length(max(between, likeness(products, pairs, size)), window)
+def begun(layout: Layout, values: Float[Tensor, "columns samples"]) -> Float[Tensor, "rows kept"]:
+    """What is kept of how alike neighbours are, of one window.
+
+    A row a signal: `dependence` summed over its columns, and the squared step from the window before, which there is
+    none of yet. The last row: pairs at each distance, steps, windows.
+    """
+    made = torch.zeros(len(layout.widths) + 1, LAGS + 2, dtype=torch.float64)
+    made[:-1, :LAGS] = layout.member @ dependence(values)
+    made[-1, :LAGS], made[-1, -1] = pairs_of(values.shape[1]), 1.0
     return made
 
 
-def remembered(kept: Mapping[str, Tensor], read: Mapping[str, Tensor], window: int) -> dict[str, Tensor]:
-    """What is to be kept of how alike neighbours are, this window included."""
-    made = {f"alike.{name}": sums for name, sums in {**products_by_signal(read), "pairs": pairs_of(window)}.items()}
-    means = torch.cat([values.mean(0) for values in read.values()])
-    if "alike.means" in kept and len(kept["alike.means"]) == len(means):
-        parts = (means - kept["alike.means"]).square().split([values.shape[1] for values in read.values()])
-        made["alike.steps"] = torch.stack([torch.ones(()).double(), *(part.sum() for part in parts)])
-    for name in made.keys() & kept.keys():
-        if kept[name].shape == made[name].shape:
-            made[name] = FADING * kept[name] + made[name]
-    size = float(kept.get("alike.window", torch.tensor(window)))
-    return {**made, "alike.window": torch.tensor(FADING * size + (1 - FADING) * window), "alike.means": means}
+def gone_on(
+    alike: Float[Tensor, "rows kept"],
+    layout: Layout,
+    values: Float[Tensor, "columns samples"],
+    step: Float[Tensor, " columns"] | None,
+) -> Float[Tensor, "rows kept"]:
+    """The same with one more window; `step` is how far its means are from those of the window before."""
+    made = begun(layout, values)
+    if step is not None:
+        made[:-1, LAGS], made[-1, LAGS] = layout.member @ step.square(), 1.0
+    return torch.add(made, alike, alpha=FADING)
 
 
-def products_by_signal(read: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`dependence` of each signal, summed over its columns."""
-    columns = dependence(torch.cat(list(read.values()), 1)).split([values.shape[1] for values in read.values()], 1)
-    return {name: part.sum(1) for name, part in zip(read, columns, strict=True)}
+def times(alike: Float[Tensor, "rows kept"], doubts: float = 2.0) -> list[float]:
+    """By signal, an upper estimate of how many neighbours are worth one independent sample, within windows."""
+    *products, pairs = alike.tolist()
+    window = pairs[0] / pairs[-1]
+    return [likeness(row[:LAGS], pairs[:LAGS], window, doubts) for row in products]
 
 
-def dependence(values: Float[Tensor, "samples columns"]) -> Float[Tensor, "lags columns"]:
+def block_lengths(alike: Float[Tensor, "rows kept"], window: int) -> list[int]:
+    """By signal, the block length that earlier windows call for."""
+    *products, pairs = alike.tolist()
+    size = pairs[0] / pairs[-1]
+    lengths = list[int]()
+    for row in products:
+        between = likeness_between(row[LAGS], pairs[LAGS], row[0] / pairs[0], size)
+        lengths.append(block_length(max(between, likeness(row[:LAGS], pairs[:LAGS], size)), window))
+    return lengths
+
+
+def dependence(values: Float[Tensor, "columns samples"]) -> Float[Tensor, "columns lags"]:
     """Sums of products of neighbours' deviations from their mean, by distance."""
-    count = len(values)
-    away, size = values - values.mean(0), 2 ** math.ceil(math.log2(count + LAGS))
-    power = torch.fft.rfft(away, n=size, dim=0).abs().square()
-    return torch.fft.irfft(power, n=size, dim=0)[:LAGS] * (pairs_of(count) > 0)[:, None]
+    count = values.shape[1]
+    away, size = values - values.mean(1, keepdim=True), next_fast_len(count + LAGS - 1, real=True)
+    spectrum = torch.view_as_real(torch.fft.rfft(away, n=size))
+    products = torch.fft.irfft(spectrum.square().sum(-1), n=size)[:, :LAGS]
+    # Beyond a short window nothing is left but the error of rounding.
+    return products if count >= LAGS else products * (pairs_of(count) > 0)
 
 
+@cache
 def pairs_of(count: int) -> Float[Tensor, " lags"]:
     """How many pairs of samples there are at each distance."""
     return (count - torch.arange(LAGS)).clamp(min=0).double()
 
 
 def likeness(
-    products: Float[Tensor, " lags"], pairs: Float[Tensor, " lags"], window: float | int, doubts: float | int = 2.0
+    products: Sequence[float], pairs: Sequence[float], window: float | int, doubts: float | int = 2.0
 ) -> float:
     """Upper estimate of the integrated autocorrelation time: how many neighbours are worth one independent sample.
 
     1 for independent samples. It is `doubts` standard errors above the estimate; infinity where nothing can be said.
 
     Args:
-        products, pairs: `dependence` and `pairs_of`, added up over windows of samples.
+        products, pairs: `[lags]`, `dependence` and `pairs_of`, added up over windows of samples.
         window: samples of such a window; likeness that lasts as long as one is not seen.
     """
-    if float(pairs[0]) == 0 or float(products[0]) <= 1e-12 * float(pairs[0]):
+    if pairs[0] == 0 or products[0] <= 1e-12 * pairs[0]:
         return math.inf
-    raw = (products / pairs.clamp(min=1))[pairs > 0]
-    raw = (raw / raw[0]).tolist()
-    time = 1.0
+    scale, time = pairs[0] / products[0], 1.0
     for _ in range(3):
         # Deviations from a window's own mean are negatively correlated; what that mean takes is given back.
         share, total, reach = min(time / window, 0.9), 1.0, 1
-        for lag in range(1, len(raw)):
-            total += 2 * ((1 - share) * raw[lag] + share)
+        for lag in range(1, len(pairs)):
+            if not pairs[lag]:
+                break
+            total += 2 * ((1 - share) * scale * products[lag] / pairs[lag] + share)
             reach = lag
             if lag >= 5 * max(total, 1.0):  # Sokal's rule: sum until noise outweighs what is left
                 break
         time = max(1.0, total)
-    return time * (1 + doubts * math.sqrt(2 * (2 * reach + 1) / float(pairs[0])))
+    return time * (1 + doubts * math.sqrt(2 * (2 * reach + 1) / pairs[0]))
 
 
 def likeness_between(steps: float, count: float | int, variance: float, window: float | int) -> float:
@@ -131,11 +146,12 @@ def block_length(time: float, window: int) -> int:
     return window if time >= window / 6 else math.ceil(2 * time)
 
 
-def block_means(values: Float[Tensor, "samples columns"], length: int) -> Float[Tensor, "blocks columns"]:
+def block_means(values: Float[Tensor, "columns samples"], length: int) -> Float[Tensor, "columns blocks"]:
     """Means of consecutive blocks of at least `length` samples (all samples, where there are fewer)."""
-    count = max(1, len(values) // length)
-    if count == len(values):
+    samples = values.shape[1]
+    count = max(1, samples // length)
+    if count == samples:
         return values
-    if len(values) % count == 0:
-        return values.view(count, -1, values.shape[1]).mean(1)
-    return torch.stack([block.mean(0) for block in values.tensor_split(count)])
+    if samples % count == 0:
+        return values.view(len(values), count, -1).mean(2)
+    return torch.stack([block.mean(1) for block in values.tensor_split(count, 1)], 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from homeostat.core.errors import InputError
-from homeostat.loop.scores import Column, columns_of, kind_of
+from homeostat.loop.signals import Column, Layout, kind_of
 from homeostat.probe.change_point import change_gains, find_change
 
 NAMED = 5
@@ -43,23 +43,22 @@ class Onset:
     at: int
 
     @classmethod
-    def of(cls, kept: Mapping[str, Tensor], watched: list[str], kind: str) -> Onset:
+    def of(cls, kept: Mapping[str, Tensor], layout: Layout, kind: str) -> Onset:
         """From the monitor's state.
 
         Raises:
             InputError: no signal of this kind was watched, or no window was looked at.
         """
-        history, low, best = kept["history"].double(), 2, None
-        for signal in watched:
-            center = kept[f"{signal}.center"]
-            rows = history[:, low : low + len(center)]
-            low += len(center)
-            columns = [c for c in columns_of(signal, len(center)) if kind_of(signal, c) == kind]
-            there = (history[:, 1 if signal == "error" else 0] > 0).nonzero()[:, 0]
+        history, best = kept["history"].double(), None
+        counts, means = history[:, :2], history[:, 2:]
+        for number, (signal, tested) in enumerate(layout.tested.items()):
+            mine, behind = layout.columns[signal], counts[:, 1 if signal == "error" else 0]
+            columns = [column for column in tested if kind_of(signal, column) == kind]
+            there = (behind > 0).nonzero()[:, 0]
             if not columns or not len(there):
                 continue
-            values = torch.cat([center[None], rows[there]])
-            weights = torch.cat([kept[f"{signal}.size"].double()[None], history[there, 1 if signal == "error" else 0]])
+            values = torch.cat([kept["center"][None, mine], means[there, mine]])
+            weights = torch.cat([kept["size"][number : number + 1], behind[there]])
             gains = torch.stack([_gains(values[:, i], weights, side) for i, side in columns])
             which, at = divmod(int(gains.argmax()), len(values))
             found = cls(kind, signal, columns[which], values, weights, (len(history) - there).tolist(), at)
@@ -67,7 +66,8 @@ class Onset:
                 best = float(gains.max()), found
         if best is None:
             raise InputError(
-                f"nothing to say about {kind!r}: signals are {watched}, and {len(history)} windows were looked at"
+                f"nothing to say about {kind!r}: signals are {list(layout.columns)}, and "
+                f"{len(history)} windows were looked at"
             )
         return best[1]
 
@@ -110,12 +110,12 @@ class Onset:
         }[self.kind]
         if index == 1:
             words = {
-                "entropy": "an entropy so high",
-                "confidence": "a confidence so low",
-                "features": "features so far out",
+                "entropy": "as high an entropy as",
+                "confidence": "as low a confidence as",
+                "features": "features as far out as",
             }
             what = words[self.signal]
-            text = f"{start}: {float(now[1]):.0%} of samples have {what} that {float(was[1]):.0%} had it before"
+            text = f"{start}: {float(now[1]):.0%} of samples have {what} {float(was[1]):.0%} had before"
             return effect, (), text
         rank = 0.5 + effect
         pairs = "of pairs of a sample from now and one from before, the one from now"

@@ -17,6 +17,7 @@ from homeostat.core.online import Online
 from homeostat.core.probe import Outputs, measure
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
+from homeostat.core.save import content_hash
 from homeostat.core.trace import Trace
 from homeostat.core.world import World
 from homeostat.loop.estimate import Estimate, Normal, Rehearsal, Same, Unknown, calibrate, kinds_of_shift
@@ -133,11 +134,16 @@ class Repertoire:
             return str(error)
         return ""
 
-    def apply(self, names: Sequence[str], recent: Sequence[Batch], step: int) -> tuple[list[Trial], nn.Sequential]:
-        """Apply candidates to the frozen network and replay the recent windows to those that adapt online."""
+    def apply(
+        self, names: Sequence[str], recent: Sequence[Batch], step: int, served: str
+    ) -> tuple[list[Trial], nn.Sequential]:
+        """Apply candidates to the frozen network and replay the recent windows to those that adapt online.
+
+        One that comes out with the content hash `served` is left out.
+        """
         world, run = self._world(recent), self.run.replace(seed=self.run.seed_for("trial", step))
-        trials, models = [Trial(name) for name in names], list[nn.Module]()
-        for trial in trials:
+        trials, models = list[Trial](), list[nn.Module]()
+        for trial in map(Trial, names):
             made: nn.Module = nn.Identity()
             try:
                 made = fork(self.frozen)
@@ -147,7 +153,9 @@ class Repertoire:
                     shadow(made, batch.replace(y=None))
             except FAILURES as error:
                 trial.refused = f"it failed: {error}"
-            models.append(made)
+            if trial.refused or content_hash(made) != served:
+                trials.append(trial)
+                models.append(made)
         return trials, nn.Sequential(*models)
 
     def estimate(self, name: str, kinds: Mapping[str, float] | None = None) -> Estimate:

@@ -13,7 +13,7 @@ are in the extreme tenth.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,32 +21,8 @@ from torch import Tensor
 
 from homeostat.core.errors import InputError
 from homeostat.core.probe import Outputs
+from homeostat.loop.signals import Layout, layout_of
 from homeostat.probe.checks import logits, matrix, same_width
-
-Signal = Literal["entropy", "confidence", "features", "classes", "error"]
-"""What a monitor may watch."""
-
-Column = tuple[int, int]
-"""A column of a signal, and the direction (1 or -1) in which its mean may move."""
-
-
-def columns_of(signal: str, width: int) -> list[Column]:
-    """What is tested of a signal with so many columns, in the order of its detectors."""
-    if signal in ("entropy", "confidence"):
-        return [(0, 1), (1, 1), (0, -1)]
-    if signal == "features":
-        return [(i, 1) for i in range(width)] + [(i, -1) for i in range(2, width)]
-    if signal == "classes":
-        return [(i, side) for side in (1, -1) for i in range(width)]
-    return [(0, 1)]
-
-
-def kind_of(signal: str, column: Column) -> str:
-    """The kind of alarm that a detector stands for."""
-    if signal not in ("entropy", "confidence"):
-        return signal
-    return "uncertain" if column[0] == 1 or (column[1] > 0) == (signal == "entropy") else "certain"
-
 
 KEPT = 512
 """Order statistics kept of a score, at most."""
@@ -60,9 +36,15 @@ CLASSES = 32
 """Predicted classes told apart; beyond that the rarest share one place, the last."""
 
 
-def normalised_entropy(logits: Tensor) -> Tensor:
-    """Predictive entropy over log K, `[batch]` in 0..1, of logits or log-probabilities `[batch, K]`."""
-    return _entropy(logits.float().softmax(-1))
+def mean_entropy(logits: Float[Tensor, "samples classes"]) -> float:
+    """Mean predictive entropy over log K, in 0..1, of logits or log-probabilities."""
+    samples, classes = logits.shape
+    return float(torch.special.entr(logits.float().softmax(-1)).sum()) / (samples * math.log(classes))
+
+
+def _certainty(p: Float[Tensor, "samples classes"]) -> Float[Tensor, "2 samples"]:
+    """Entropy and confidence of probabilities."""
+    return torch.stack([_entropy(p), p.amax(-1)])
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -91,19 +73,19 @@ class Scores:
         balance = torch.bincount(p.argmax(-1), minlength=p.shape[1])
         kept = {
             "width": torch.tensor(p.shape[1]),
-            "entropy": order_statistics(_entropy(p)[None]),
-            "confidence": order_statistics(p.amax(-1)[None]),
             "classes": balance.argsort(descending=True, stable=True)[: CLASSES - 1 if p.shape[1] > CLASSES else None],
         }
+        count = min(KEPT, len(p))
+        known = [order_statistics(_certainty(p), count)]
         if before.features is not None:
             x = matrix(before, "features", "Monitor")
             rest = ranked_among(len(x), ordered)
             kept |= principal_axes(x[~rest])
-            kept["features"] = order_statistics(away(x[rest], kept))
-        return cls(kept)
+            known.append(order_statistics(away(x[rest], kept), count))
+        return cls({**kept, "known": torch.cat(known)})
 
-    def read(self, seen: Outputs) -> dict[str, Tensor]:
-        """By signal, `[samples, columns]` numbers in 0..1.
+    def read(self, seen: Outputs, signals: Collection[str]) -> tuple[Layout, Float[Tensor, "columns samples"]]:
+        """Numbers in 0..1 for the signals that are wanted, and can be had.
 
         `entropy`, `confidence`: rank, and whether it is in the least certain tenth. `features`: rank of the distance,
         whether that is in the furthest tenth, ranks along the leading axes. `classes`: which one is predicted.
@@ -116,24 +98,30 @@ class Scores:
         if p.shape[1] != int(kept["width"]):
             was = int(kept["width"])
             raise InputError(f"the monitor was begun with {was} classes; these outputs have {p.shape[1]}")
-        entropy = mid_ranks(kept["entropy"], _entropy(p)[None])
-        confidence = mid_ranks(kept["confidence"], p.amax(-1)[None])
-        made = {
-            "entropy": torch.cat([entropy, (entropy > 1 - TAIL).double()]).T,
-            "confidence": torch.cat([confidence, (confidence < TAIL).double()]).T,
-            "classes": self._places(p),
-        }
-        if "features" in kept and seen.features is not None:
+        scores, known = _certainty(p), kept["known"]
+        if "features" in signals and "features.mean" in kept and seen.features is not None:
             x = matrix(seen, "features", "Monitor")
             same_width(x.shape[1], len(kept["features.mean"]), "Monitor", "features")
-            ranks = mid_ranks(kept["features"], away(x, kept))
-            made["features"] = torch.cat([ranks[:1], (ranks[:1] > 1 - TAIL).double(), ranks[1:]]).T
-        return made
+            scores = torch.cat([scores, away(x, kept)])
+        ranks = mid_ranks(known[: len(scores)], scores)
+        entropy, confidence, distance = ranks[:1], ranks[1:2], ranks[2:3]
+        made = dict[str, tuple[Tensor, ...]]()
+        if "entropy" in signals:
+            made["entropy"] = (entropy, entropy > 1 - TAIL)
+        if "confidence" in signals:
+            made["confidence"] = (confidence, confidence < TAIL)
+        if len(distance):
+            made["features"] = (distance, distance > 1 - TAIL, ranks[3:])
+        if "classes" in signals:
+            made["classes"] = (self._places(p),)
+        layout = layout_of(tuple((name, sum(map(len, parts))) for name, parts in made.items()))
+        parts = [part for parts in made.values() for part in parts]
+        return layout, torch.cat(parts) if parts else ranks[:0]
 
-    def _places(self, p: Tensor) -> Tensor:
-        named = p.argmax(-1)[:, None] == self.kept["classes"]
+    def _places(self, p: Tensor) -> Float[Tensor, "places samples"]:
+        named = self.kept["classes"][:, None] == p.argmax(-1)
         if len(self.kept["classes"]) < p.shape[1]:
-            named = torch.cat([named, ~named.any(1, keepdim=True)], 1)
+            named = torch.cat([named, ~named.any(0, keepdim=True)])
         return named.double()
 
 
@@ -145,21 +133,21 @@ def ranked_among(count: int, ordered: bool) -> Bool[Tensor, " samples"]:
     return torch.arange(count) // (25 if ordered else 1) % 2 == 1
 
 
-def order_statistics(values: Float[Tensor, "scores samples"]) -> Float[Tensor, "scores kept"]:
-    """Each score's values in rising order, or `KEPT` of them at even ranks."""
+def order_statistics(values: Float[Tensor, "scores samples"], count: int) -> Float[Tensor, "scores count"]:
+    """So many of each score's values, at even ranks and in rising order."""
     ordered = values.sort(-1).values
-    if ordered.shape[1] <= KEPT:
-        return ordered
-    return ordered[:, ((torch.arange(KEPT) + 0.5) * ordered.shape[1] / KEPT).long()].contiguous()
+    return ordered[:, ((torch.arange(count) + 0.5) * ordered.shape[1] / count).long()].contiguous()
 
 
 def mid_ranks(
     known: Float[Tensor, "scores kept"], values: Float[Tensor, "scores samples"]
 ) -> Float[Tensor, "scores samples"]:
     """Share of the known values below each value; those that are equal count half."""
-    values = values.to(known.dtype).contiguous()
-    below = torch.searchsorted(known, values) + torch.searchsorted(known, values, right=True)
-    return below.double() / (2 * known.shape[1])
+    values, count = values.to(known.dtype).contiguous(), known.shape[1]
+    low = torch.searchsorted(known, values)
+    if not bool((known.gather(1, low.clamp(max=count - 1)) == values).any()):
+        return low.double() / count
+    return (low + torch.searchsorted(known, values, right=True)).double() / (2 * count)
 
 
 def principal_axes(x: Float[Tensor, "samples features"]) -> dict[str, Tensor]:

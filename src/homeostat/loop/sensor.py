@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import Batch, Data
-from homeostat.core.errors import InputError, ModelError, NonFiniteError
+from homeostat.core.errors import CheckpointError, InputError, ModelError, NonFiniteError
+from homeostat.core.online import Bag
+from homeostat.core.part import recipe
 from homeostat.core.probe import Outputs
+from homeostat.core.run import Run
+from homeostat.core.save import load, save
+from homeostat.core.spec import digest
 from homeostat.core.taps import head, tapped
 from homeostat.core.task import Task
+from homeostat.core.weights import fingerprint
 
 WIDEST = 4096
 """Features a sample beyond which they are not looked at: those of a sequence, not of a sample."""
+
+LARGEST = 64 << 20
+"""Bytes of outputs that are kept on disk, at most."""
 
 
 class Sensor:
@@ -56,6 +67,37 @@ class Sensor:
         if features is not None and (features.shape[0] != len(batch) or features.shape[1] > WIDEST):
             features = None
         return Outputs(out, batch.y, batch.id, features=features, task=self.task)
+
+    def read_kept(self, data: Data, name: str, run: Run) -> Outputs:
+        """`read` for labelled data, or what it gave before, from `run.scratch`; what is large is not kept there.
+
+        Args:
+            data: labelled data.
+            name: what errors call them.
+            run: where to keep the outputs.
+        """
+        assert run.scratch is not None
+        key = digest(
+            "outputs", fingerprint(self.frozen), recipe(self.frozen), data.fingerprint(), self.task.to_config()
+        )
+        path = run.scratch / "outputs" / key
+        if path.exists():
+            try:
+                found: Any = load(path)
+                kept = {name: found[name] for name in found}
+                return Outputs(kept["out"], kept.get("y"), kept["id"], features=kept.get("features"), task=self.task)
+            except CheckpointError:
+                run.emit("outputs unreadable, computed again", values={"path": str(path)})
+        made = self.read(data)
+        self.task.check(made.logits, made.y, f"{name}.y")
+        kept = {"out": made.logits, "y": made.y, "id": made.id, "features": made.features}
+        tensors = {name: tensor for name, tensor in kept.items() if isinstance(tensor, Tensor)}
+        if sum(tensor.nbytes for tensor in tensors.values()) <= LARGEST:
+            try:
+                save(Bag(tensors), path)
+            except OSError as error:
+                run.emit("outputs not kept", values={"path": str(path), "why": str(error)})
+        return made
 
     def read(self, data: Data, size: int = 256) -> Outputs:
         """Outputs for all of some data."""
