@@ -145,3 +145,9 @@ def problem() -> SimpleNamespace:
         net=network(), images=images, stream=stream, loop=loop, told=told, Light=LoopTestLight, PLAN=PLAN, DARK=DARK,
         SIMULATED=SIMULATED, CLEAN=CLEAN, NEAR=NEAR, Undoing=LoopTestUndoing, WINDOW=WINDOW,
     )  # fmt: skip
+
+
+@pytest.fixture
+def drift(problem) -> Tensors:
+    """A stream that goes dark."""
+    return problem.stream([(problem.CLEAN, 6), (problem.DARK, 14)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,30 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from homeostat.adapt import BatchNormBlend, Tent
+from homeostat.adapt import BatchNormBlend
 from homeostat.core.data import UNKNOWN, Batch, Tensors
 from homeostat.core.errors import (
-    CheckpointError,
-    DtypeError,
-    HomeostatError,
     InputError,
-    MissingPart,
     ModelError,
-    NonFiniteError,
-    StoreError,
 )
 from homeostat.core.fork import fork, versions
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Online
 from homeostat.core.part import Part
-from homeostat.core.run import Event, Run
+from homeostat.core.run import Run
 from homeostat.core.save import content_hash
-from homeostat.core.task import Regress
 from homeostat.core.weights import fingerprint
 from homeostat.core.world import World
 from homeostat.loop import Loop
-from homeostat.loop.progress import LoopState
-from homeostat.loop.store import SWITCHES, Store
 from homeostat.nn.norms import blend_batchnorm
 
 
@@ -101,17 +91,6 @@ class LoopTestNosy(Remedy):
         return fork(model)
 
 
-class Foreign(nn.Module):
-    """A class that the library cannot build, which takes a tree."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Mapping[str, Any]) -> Tensor:
-        return self.net(x["image"]) + x["more"][0]
-
-
 BLEND = BatchNormBlend(blend=0.0)
 
 
@@ -129,11 +108,6 @@ def verdicts(loop: Loop, name: str) -> list[dict[str, Any]]:
 def mean(trace: Any, name: str, where: str) -> float:
     seen = [entry[name].value for entry in trace if entry.where == where]
     return sum(seen) / len(seen)
-
-
-@pytest.fixture
-def drift(problem):
-    return problem.stream([(problem.CLEAN, 6), (problem.DARK, 14)])
 
 
 # -- commits, and what is not committed
@@ -381,285 +355,20 @@ def test_samples_from_before_without_a_label_are_left_out(problem, tmp_path):
         assert loop.controller.error_before == 0.0 and len(loop.repertoire.before) == 100
 
 
-# -- stop and go on
+# -- rehearsal
 
 
-def same_tensors(a: nn.Module, b: nn.Module) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
-
-
-@pytest.mark.parametrize("at", [1, 9, 12, 21])
-def test_a_loop_that_was_stopped_goes_on_as_if_it_had_not(problem, tmp_path, at):
-    plan = problem.PLAN.replace(anchor=1.0, retry=3)
-    stream = problem.stream([(problem.CLEAN, 5), (problem.DARK, 12), (problem.CLEAN, 12)])
-    remedies = (problem.Undoing(), Tent(), BLEND)
-    with problem.loop(tmp_path / "whole", problem.net, remedies, plan=plan) as whole:
-        whole.run(stream, labels=8)
-        expected = problem.told(whole)
-    assert next(row[0] for row in expected if row[1] == "commit") in (8, 9, 10, 11), "the second stop is in a trial"
-
-    class Stopped(Exception):
-        pass
-
-    def stop(event: Event) -> None:
-        if event.name == "window" and event.step == at:
-            raise Stopped
-
-    first = problem.loop(tmp_path / "parts", problem.net, remedies, plan=plan, run=Run(watch=stop))
-    with first, pytest.raises(Stopped):
-        first.run(stream, labels=8)
-    with problem.loop(tmp_path / "parts", problem.net, remedies, plan=plan) as second:
-        assert 0 < at - second.progress.at <= plan.snapshot or at == second.progress.at
-        second.run(stream, labels=8)
-        assert problem.told(second) == expected
-        assert same_tensors(second.state, whole.state) and second.progress == whole.progress
-        assert [len(b) for b in second.controller.recent] == [problem.WINDOW] * plan.kept
-
-
-def test_a_commit_is_in_the_journal_only_together_with_the_state_that_serves_it(problem, drift, tmp_path, monkeypatch):
-    plan = problem.PLAN.replace(snapshot=1000)
-    with problem.loop(tmp_path, problem.net, (BLEND,), plan=plan) as loop, pytest.raises(StoreError, match="full"):
-
-        def keep(model: nn.Module) -> str:
-            if isinstance(model, LoopState):
-                raise StoreError("the disk is full")
-            return Store.keep(loop.store, model)
-
-        monkeypatch.setattr(loop.store, "keep", keep)
-        loop.run(drift, labels=8)
-    assert loop.progress.served == "BatchNormBlend", "it failed after the switch, while writing"
-    with problem.loop(tmp_path, problem.net, (BLEND,), plan=plan) as again:
-        assert rows(again, "commit") == [] and again.progress.served == "source"
-        again.run(drift, labels=8)
-        (commit,) = rows(again, "commit")
-    with problem.loop(tmp_path, problem.net, (BLEND,)) as last:
-        assert last.progress.served == "BatchNormBlend" and content_hash(last.state.served) == commit.checkpoint
-
-
-def test_a_commit_serves_on_when_the_process_ends_right_after_it(problem, drift, tmp_path):
-    plan = problem.PLAN.replace(snapshot=1000)
-    loop = problem.loop(tmp_path, problem.net, (BLEND,), plan=plan)
-    for batch in drift.batches(problem.WINDOW):
-        loop.step(batch)
-        if loop.progress.served == "BatchNormBlend":
-            break
-    loop.store.close()  # as a kill would: what waits in memory is not written
-    with problem.loop(tmp_path, problem.net, (BLEND,), plan=plan) as again:
-        assert again.progress.served == "BatchNormBlend" and again.progress.at == loop.progress.at
-        assert same_tensors(again.state, loop.state) and len(rows(again, "commit")) == 1
-
-
-def test_a_network_of_a_foreign_class_that_takes_a_tree_is_served_committed_and_resumed(problem, tmp_path):
-    def tree(x: Tensor) -> dict[str, Any]:
-        return {"image": x, "more": (torch.zeros(len(x), 1),)}
-
-    net, batch = Foreign(problem.net).eval(), problem.images(200, 2).load()
-    world = World(source=Tensors(tree(batch.x), batch.y))
-    stream = problem.stream([(problem.CLEAN, 3), (problem.DARK, 8)]).load()
-    stream = Tensors(tree(stream.x), stream.y)
-    with problem.loop(tmp_path / "whole", net, world=world) as whole:
-        whole.run(stream, labels=8)
-        assert rows(whole, "commit")
-        expected = problem.told(whole)
-    with problem.loop(tmp_path / "parts", net, world=world) as first:
-        for part in list(stream.batches(problem.WINDOW))[:3]:
-            first.step(part.replace(y=None))
-        first.snapshot()
-    with problem.loop(tmp_path / "parts", net, world=world) as second:
-        assert second.progress.at == 3 and torch.equal(
-            second.controller.recent[0].x["image"], first.controller.recent[0].x["image"]
-        )
-        second.run(stream, labels=8)
-        assert [row[1] for row in problem.told(second) if row[1] != "snapshot"] == [
-            row[1] for row in expected if row[1] != "snapshot"
-        ]
-    with problem.loop(tmp_path / "whole", net, world=world) as third:
-        assert third.progress.served == whole.progress.served and same_tensors(third.state, whole.state)
-
-
-def test_a_store_of_another_network_is_refused_and_stays_as_it_is(problem, tmp_path):
-    with problem.loop(tmp_path, problem.net) as loop:
-        before = problem.told(loop)
-    other = fork(problem.net, own="*")
-    with torch.no_grad():
-        other[5].bias.add_(0.001)
-    with pytest.raises(StoreError, match="another network"):
-        problem.loop(tmp_path, other)
-    with problem.loop(tmp_path, problem.net) as loop:
-        assert problem.told(loop) == before
-
-
-def test_a_resumed_loop_without_the_remedy_it_serves_goes_on_serving_it(problem, drift, tmp_path):
-    with problem.loop(tmp_path, problem.net, (BLEND,), simulate=problem.SIMULATED) as loop:
-        loop.run(drift)
-        assert loop.progress.served == "BatchNormBlend"
-    with problem.loop(tmp_path, problem.net, (Tent(),), simulate=problem.SIMULATED) as loop:
-        for batch in problem.stream([(problem.DARK, 4)], seed=9).batches(problem.WINDOW):
-            loop.step(batch.replace(y=None))
-        assert loop.progress.served == "BatchNormBlend" and loop.progress.at == 24
-
-
-def test_a_lost_snapshot_is_named_when_a_loop_resumes(problem, drift, tmp_path):
-    with problem.loop(tmp_path, problem.net) as loop:
-        loop.run(drift)
-        name = rows(loop, "snapshot")[-1].checkpoint
-    file = tmp_path / "checkpoints" / name / "model.json"
-    file.rename(file.with_name("gone"))
-    with pytest.raises(CheckpointError):
-        problem.loop(tmp_path, problem.net)
-    Store(tmp_path).close()
-
-
-def test_a_snapshot_taken_between_serving_and_learning_does_not_lose_the_one_before(problem, tmp_path):
-    with problem.loop(tmp_path, problem.net) as loop:
-        for batch in problem.stream([(problem.CLEAN, 7)]).batches(problem.WINDOW):
-            loop.step(batch)
-        loop.state.carry["monitor.center"] += 0.25
-        loop.snapshot()
-    with problem.loop(tmp_path, problem.net) as loop:
-        assert loop.progress.at == 7
-
-
-# -- bad input
-
-
-def spoilt(net: nn.Module) -> nn.Module:
-    made = fork(net, own="*")
-    with torch.no_grad():
-        made[5].weight[0, 0] = torch.nan
-    return made
-
-
-BAD = {
-    "nothing from before": (lambda p: {"world": World()}, MissingPart, "labelled data from before"),
-    "no labels": (lambda p: {"world": World(source=torch.rand(60, 1, 8, 8))}, MissingPart, "labelled data from before"),
-    "only unknown labels": (
-        lambda p: {"world": World(source=(p.images(60, 1).load().x, torch.full((60,), UNKNOWN)))},
-        MissingPart, "labelled data from before",
-    ),
-    "labels out of range": (
-        lambda p: {"world": World(source=(p.images(60, 1).load().x, torch.full((60,), 3)))}, InputError, "outside 0..2",
-    ),
-    "labels that are floats": (
-        lambda p: {"world": World(source=(p.images(60, 1).load().x, torch.rand(60)))}, DtypeError, "integers",
-    ),
-    "inputs of another width": (
-        lambda p: {"world": World(source=(torch.rand(60, 2, 8, 8), torch.zeros(60, dtype=torch.long)))},
-        InputError, "cannot take these inputs",
-    ),
-    "inputs that are not numbers": (
-        lambda p: {"world": World(source=(torch.full((60, 1, 8, 8), torch.nan), torch.zeros(60, dtype=torch.long)))},
-        NonFiniteError, "NaN",
-    ),
-    "weights that are not numbers": (lambda p: {"net": spoilt(p.net)}, NonFiniteError, "weights hold NaN"),
-    "a network that adapts already": (lambda p: {"net": Tent()(p.net)}, ModelError, "adapts while it serves"),
-    "no classifier": (
-        lambda p: {"world": World(source=p.images(60, 1), task=Regress())}, ModelError, "serves classifiers",
-    ),
-    "no logits": (lambda p: {"net": nn.Sequential(*p.net[:4])}, ModelError, "float logits"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_our_error_before_anything_is_written(problem, tmp_path, name):
-    make, error, text = BAD[name]
-    given = {"net": problem.net, **make(problem)}
-    with pytest.raises(error, match=text):
-        problem.loop(tmp_path / "store", **given)
-    assert issubclass(error, HomeostatError) and not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize(
-    ("more", "text"),
-    [
-        ({"world": "few"}, "at least 50"),
-        ({"simulate": 2}, "at least 3 shifts"),
-    ],
-)
-def test_what_is_found_later_leaves_an_empty_journal_and_no_lock(problem, tmp_path, more, text):
-    if "world" in more:
-        more = {"world": World(source=problem.images(49, 1))}
-    else:
-        more = {"simulate": problem.SIMULATED[: more["simulate"]]}
-    with pytest.raises(InputError, match=text):
-        problem.loop(tmp_path, problem.net, **more)
-    with Store(tmp_path) as store:
-        assert list(store.rows()) == [] and list((tmp_path / "checkpoints").iterdir()) == []
-    with problem.loop(tmp_path, problem.net) as loop:
-        assert [row.kind for row in rows(loop)] == ["start"]
-
-
-def image(value: float) -> Tensor:
-    return torch.full((4, 1, 8, 8), value)
-
-
-@pytest.mark.parametrize(
-    ("window", "error", "text"),
-    [
-        (Batch(image(0.5)[:0]), InputError, "empty"),
-        (image(0.5)[:0], InputError, "empty"),
-        (image(torch.nan), NonFiniteError, "NaN"),
-        (image(torch.inf), NonFiniteError, "NaN"),
-        (image(3e38), NonFiniteError, "as deployed gives NaN"),
-        (torch.rand(4, 2, 8, 8), InputError, "cannot take these inputs"),
-        (torch.zeros(4, 1, 8, 8, dtype=torch.long), InputError, "cannot take these inputs"),
-        ((image(0.5), torch.tensor([0, 1, 2, 3])), InputError, "outside 0..2"),
-        ((image(0.5), torch.tensor([0, 1, 2, -1])), InputError, "outside 0..2"),
-        ((image(0.5), torch.rand(4)), DtypeError, "integers"),
-        (Batch(image(0.5), torch.tensor([0, 1])), InputError, "one label per prediction"),
-    ],
-)
-@pytest.mark.parametrize("committed", [False, True])
-def test_a_bad_window_is_refused_and_changes_nothing(problem, tmp_path, window, error, text, committed):
-    with problem.loop(tmp_path, problem.net, (Tent(),)) as loop:
-        if committed:
-            loop.run(problem.stream([(problem.CLEAN, 5), (problem.DARK, 9)]), labels=25)
-            assert loop.progress.served == "Tent"
-        before, state, said = loop.progress.as_dict(), content_hash(loop.state), problem.told(loop)
-        with pytest.raises(error, match=text):
-            loop.step(window)
-        assert content_hash(loop.state) == state or "as deployed" in text
-        assert loop.progress.as_dict() == before and problem.told(loop) == said
-        with pytest.raises(InputError, match="call predict first"):
-            loop.learn()
-        loop.step(problem.images(problem.WINDOW, 3)[:10])
-        assert loop.progress.at == before["at"] + 1
-
-
-def test_labels_of_a_stream_out_of_range_are_our_error_and_what_came_before_is_kept(problem, tmp_path):
-    stream = problem.stream([(problem.CLEAN, 6)]).load()
-    y = stream.labels.clone()
-    y[4 * problem.WINDOW + 2] = 3
-    with problem.loop(tmp_path, problem.net) as loop, pytest.raises(InputError, match=r"stream\.y has labels outside"):
-        loop.run(Tensors(stream.x, y))
-    with problem.loop(tmp_path, problem.net) as loop:
-        assert [row.step for row in rows(loop, "window")] == [0, 1, 2, 3]
-        loop.run(stream)
-        assert [row.step for row in rows(loop, "window")] == list(range(6))
-
-
-def test_windows_are_served_one_by_one_before_they_are_learnt_from(problem, tmp_path):
-    with problem.loop(tmp_path, problem.net) as loop:
-        with pytest.raises(InputError, match="call predict first"):
-            loop.learn()
-        batch = problem.images(problem.WINDOW, 4).load()
-        with torch.no_grad():
-            assert torch.equal(loop.predict(batch.x), problem.net(batch.x)) and loop.progress.at == 0
-        loop.learn()
-        assert loop.progress.at == 1
-        with pytest.raises(InputError, match="call predict first"):
-            loop.learn()
-
-
-def test_every_switch_names_a_checkpoint_that_loads(problem, tmp_path):
-    stream = problem.stream([(problem.CLEAN, 6), (problem.DARK, 14), (problem.CLEAN, 18)])
-    plan = problem.PLAN.replace(anchor=1.0)
-    with problem.loop(tmp_path, problem.net, (problem.Undoing(),), plan=plan) as loop:
-        loop.run(stream, labels=25)
-        switches = rows(loop, *SWITCHES)
-        assert [row.kind for row in switches] == ["start", "commit", "rollback"]
-        for row in switches:
-            assert content_hash(loop.store.load(row.checkpoint, base=problem.net)) == row.checkpoint
-        kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-        assert kept == {row.checkpoint for row in [*switches, rows(loop, "snapshot")[-1]]}
+def test_what_was_rehearsed_before_serving_changes_no_decision_and_leaves_nothing_to_prepare(problem, drift, tmp_path):
+    told, said = [], list[str]()
+    run = Run(watch=lambda event: said.append(event.name))
+    for name in ("late", "early"):
+        with problem.loop(tmp_path / name, problem.net, (BLEND,), simulate=problem.SIMULATED, run=run) as loop:
+            if name == "early":
+                loop.rehearse()
+                said.clear()
+                kept = sorted(path for path in (tmp_path / name / "cache").rglob("*"))
+            loop.run(drift)
+            told.append(problem.told(loop))
+    assert told[0] == told[1] and any(kind == "commit" for _, kind, *_ in told[0])
+    assert "calibrate" not in said, "everything was there"
+    assert kept and sorted(path for path in (tmp_path / "early" / "cache").rglob("*")) == kept

@@ -232,9 +232,11 @@ class Loop:
             self.flush()
 
     def rehearse(self) -> None:
-        """Calibrate every candidate's estimate now; else each is when it is first needed, within a `learn`."""
-        for name in self.repertoire.remedies:
-            self.repertoire.estimate(name)
+        """Fit the diagnosis and calibrate the candidates now; else this is done when first needed, within a `learn`.
+
+        It takes seconds to minutes, and its result is kept in the store.
+        """
+        self.repertoire.rehearse()
 
     def rollback(self, why: str = "asked for") -> None:
         """Put the network as deployed back, whatever the evidence; a trial under way ends."""

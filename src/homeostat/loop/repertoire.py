@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from homeostat.core.errors import HomeostatError, InputError, MissingPart, NonFi
 from homeostat.core.fork import fork
 from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.online import Online
-from homeostat.core.probe import Outputs, measure
+from homeostat.core.probe import Outputs, Probe, measure
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
 from homeostat.core.save import content_hash
@@ -74,17 +76,29 @@ class Repertoire:
         Returns:
             The finding, and the kinds that it may be with their probabilities, likeliest first.
         """
+        probe, world, kit = self._diagnosing
+        kits = None if kit is None else {probe: kit}
+        (reading,) = measure([probe], self.sensor(recent), self.frozen, world, kits=kits, run=self.run)
+        assert reading.finding is not None
+        return reading.finding, _kinds(reading)
+
+    @cached_property
+    def _diagnosing(self) -> tuple[Probe, World, nn.Module | None]:
+        """What names the kind of shift, what it sees, and its kit."""
         probe = self.plan.diagnose
         if isinstance(probe, ShiftKind) and not probe.simulate:
             # What the candidates rehearse is also what a change of inputs may look like.
             inputs = tuple(s for s in self.simulate if kinds_of_shift(s) <= {"covariate"})
             probe = probe.replace(simulate=inputs)
         world = World(source=self.before, task=self.world.task)
-        kit = probe.kit(self.frozen, world, run=self.run)
-        kits = None if kit is None else {probe: kit}
-        (reading,) = measure([probe], self.sensor(recent), self.frozen, world, kits=kits, run=self.run)
-        assert reading.finding is not None
-        return reading.finding, _kinds(reading)
+        return probe, world, probe.kit(self.frozen, world, run=self.run)
+
+    def rehearse(self) -> None:
+        """Fit the diagnosis and calibrate every candidate's estimate now; else each waits until it is first needed."""
+        for name in self.remedies:
+            self.estimate(name)
+        with suppress(HomeostatError):  # it is said at the alarm why no kind can be told
+            _ = self._diagnosing
 
     def propose(
         self, recent: Sequence[Batch], trace: Trace, kinds: Mapping[str, float]
