@@ -1,5 +1,6 @@
 from . import (
     adapt as adapt,
+    catalogue as catalogue,
     continual as continual,
     curate as curate,
     data as data,

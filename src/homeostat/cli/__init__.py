@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from homeostat.cli import methods, records, serving
+from homeostat.cli import catalogue, methods, records, serving
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -24,6 +24,7 @@ app.command()(records.rollback)
 app.command()(records.report)
 app.command("list")(methods.list_)
 app.command()(methods.show)
+app.command()(catalogue.advise)
 app.command()(methods.version)
 
 

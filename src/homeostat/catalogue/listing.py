@@ -1,0 +1,76 @@
+"""The catalogue of published systems, read from `systems.toml`, and what the library registers for each.
+
+>>> eata = systems()["S058"]
+>>> eata.stage, eata.kind, [cls.__name__ for cls in eata.methods()]
+('adapt', 'method', ['EATA'])
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from types import MappingProxyType
+
+from homeostat.core.method import Method
+from homeostat.core.spec import registered
+
+STAGES = {
+    "shift": "what the world does to data: shifts, drift detection, benchmarks of shift",
+    "adapt": "adapting to drift without labels while serving",
+    "generalize": "training for domains that were never seen",
+    "continual": "learning task after task, or new classes, without forgetting",
+    "tune": "fine-tuning with few parameters, adapters, prompts",
+    "merge": "combining trained models into one",
+    "forget": "unlearning data and editing knowledge",
+    "federate": "training across clients that keep their data",
+    "robust": "attacks, defenses, certificates",
+    "trust": "calibration, uncertainty, explanations",
+    "select": "choosing and comparing models and representations",
+    "data": "noisy, few, imbalanced or synthetic training data",
+    "compress": "smaller and cheaper networks",
+    "generate": "generative models",
+    "models": "architectures and layers",
+    "dynamics": "how training behaves, and why",
+    "policy": "agents and reinforcement learning",
+    "science": "simulators and networks in science",
+}
+"""The parts of a model's life that systems belong to."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system.
+
+    Attributes:
+        id: `S001` to `S320`.
+        title: its name, or that of its paper.
+        stage: the part of a model's life it belongs to; see `STAGES`.
+        kind: method, system, benchmark, metric, study, theory, application or survey.
+        does: in a sentence.
+    """
+
+    id: str
+    title: str
+    stage: str
+    kind: str
+    does: str
+
+    def methods(self) -> list[type[Method]]:
+        """What is registered with its id; nothing where it does not run yet."""
+        return [cls for cls in concrete_methods() if cls.card.id == self.id]
+
+
+@functools.cache
+def systems() -> Mapping[str, System]:
+    """All systems by id."""
+    text = resources.files("homeostat.catalogue").joinpath("systems.toml").read_text(encoding="utf-8")
+    return MappingProxyType({name: System(name, **fields) for name, fields in tomllib.loads(text).items()})
+
+
+@functools.cache
+def concrete_methods() -> tuple[type[Method], ...]:
+    """Every registered method that can be made."""
+    return tuple(cls for cls in registered(Method) if not getattr(cls, "__abstractmethods__", None))
