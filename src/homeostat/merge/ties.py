@@ -154,7 +154,7 @@ class TIES(Remedy):
     skip: tuple[str, ...] = ()
 
     card: ClassVar[Card] = Card(
-        id="S022", paper="Yadav et al., TIES-Merging, NeurIPS 2023", handles=frozenset({"tasks"}),
+        id="S022", paper="Yadav et al., TIES-Merging, NeurIPS 2023", handles=frozenset({"tasks", "covariate"}),
         needs=frozenset({"models.*", "model.parameters"}), passes=0.0,
     )  # fmt: skip
 
