@@ -71,12 +71,8 @@ def test_the_hash_is_the_same_in_another_process():
         "x = np.arange(40.).reshape(20, 2); y = ['a', 'b'] * 10\n"
         "print(content_of((F(4, random_state=1).fit(x, y), {'s', 't', 'u'})).hex())"
     )
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
-        ).stdout
-        for _ in range(2)
-    }  # fmt: skip
+    options = {"capture_output": True, "text": True, "check": True, "env": {"PYTHONPATH": ":".join(sys.path)}}
+    said = {subprocess.run([sys.executable, "-c", code], **options).stdout for _ in range(2)}
     assert len(said) == 1
 
 

@@ -129,8 +129,8 @@ class Estimator(nn.Module):
         """Stays in evaluation mode. Refuses a checkpoint of another estimator, which `load` has just put in here."""
         if self.identity.device.type != "meta" and bytes(self.identity.tolist()) != self._content:
             raise CheckpointError(
-                f"the checkpoint was made over another estimator than this {type(self.estimator).__name__}, or one that "
-                "was fitted otherwise; give that one: load(path, base=Estimator(...))"
+                f"the checkpoint was made over another estimator than this {type(self.estimator).__name__}, or one "
+                "that was fitted otherwise; give that one: load(path, base=Estimator(...))"
             )
         return super().train(False)
 
