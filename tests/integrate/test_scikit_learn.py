@@ -30,7 +30,8 @@ def samples(count: int, seed: int, rare: float = 0.5) -> tuple[np.ndarray, np.nd
 
 def stream() -> tuple[np.ndarray, np.ndarray]:
     parts = [samples(300, 2), samples(1200, 3, rare=0.02)]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return x, y
 
 
 def opened(folder, net) -> Loop:

@@ -69,9 +69,10 @@ class _Reader:
             yield from ("tensor", self.read(value.detach().cpu().numpy()))
         elif isinstance(value, np.dtype):
             yield from ("dtype", str(value.descr))
-        elif isinstance(value, (np.random.Generator, np.random.RandomState)):
-            state = value.get_state(legacy=False) if isinstance(value, np.random.RandomState) else None
-            yield from ("random", self.read(state or value.bit_generator.state))
+        elif isinstance(value, np.random.RandomState):
+            yield from ("random", self.read(value.get_state(legacy=False)))
+        elif isinstance(value, np.random.Generator):
+            yield from ("random", self.read(value.bit_generator.state))
         elif type(value) in (list, tuple):
             yield from (type(value).__name__, *map(self.read, value))
         elif isinstance(value, Mapping) and type(value).__reduce_ex__ is object.__reduce_ex__:
