@@ -176,3 +176,22 @@ def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="below 1 / 3 classes"):
         Estimator(GaussianNB().fit(X, Y), floor=0.5)
     assert net(torch.zeros(0, 4)).shape == (0, 3)
+
+
+def test_a_pipeline_that_reads_strings_is_given_columns_again():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    from sklearn.compose import make_column_transformer
+    from sklearn.preprocessing import OneHotEncoder
+
+    from homeostat.data import frame
+
+    table = pandas.DataFrame({"a": X[:, 0], "b": X[:, 1], "town": np.array(["Bonn", "Rome", "Oslo"])[(Y + 1) % 3]})
+    data = frame(table.assign(y=Y), label="y")
+    encoder = make_column_transformer((OneHotEncoder(), ["town"]), remainder="passthrough")
+    pipeline = make_pipeline(encoder, LogisticRegression(max_iter=500)).fit(table, Y)
+    net = Estimator(pipeline, rows=data.encoding.frame)
+    expected = torch.from_numpy(pipeline.predict_proba(table)).float()
+    assert torch.allclose(net(data.load().x).exp(), expected, atol=1e-4)
+    assert Accuracy()(net, data).value == pytest.approx(pipeline.score(table, Y))
+    assert content_hash(net) == content_hash(Estimator(pipeline, rows=data.encoding.frame))
+    assert content_hash(net) != content_hash(Estimator(pipeline))
