@@ -1,0 +1,1 @@
+from .exposition import endpoint as endpoint, prometheus as prometheus
