@@ -5,6 +5,7 @@ from . import (
     curate as curate,
     data as data,
     fit as fit,
+    integrate as integrate,
     loop as loop,
     merge as merge,
     nn as nn,

@@ -61,6 +61,10 @@ class StoreError(HomeostatError, OSError):
     """The loop's store cannot be read, written or locked."""
 
 
+class TrackerError(HomeostatError, OSError):
+    """An experiment tracker cannot be reached, or refuses what it is given."""
+
+
 class MissingExtra(HomeostatError, ImportError):
     """An optional package is absent; the message names the extra to install."""
 

@@ -18,5 +18,6 @@ from .reader import (
     below as below,
 )
 from .strings import Strings as Strings
+from .tables import Table as Table, TableEncoding as TableEncoding, frame as frame
 from .tokenizers import ByteTokenizer as ByteTokenizer, WordTokenizer as WordTokenizer
 from .wordnet import glosses as glosses

@@ -1,5 +1,6 @@
 from .augment import RandomViews as RandomViews
 from .causal_transformer import CausalTransformer as CausalTransformer
+from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal
 from .kernels import (
     median_bandwidth as median_bandwidth,

@@ -31,5 +31,6 @@ from .intervals import absolute_sum as absolute_sum, student as student, wilson 
 from .kolmogorov import KS as KS, holm as holm, ks_columns as ks_columns, ks_p_values as ks_p_values
 from .likelihood import NLL as NLL
 from .mmd import MMD as MMD
+from .outlier_share import OutlierShare as OutlierShare, precedence_test as precedence_test
 from .saerens import SaerensEM as SaerensEM, em_prior as em_prior
 from .shift_kind import KINDS as KINDS, ShiftKind as ShiftKind
