@@ -18,9 +18,9 @@ from PIL import Image
 from homeostat.core.errors import DtypeError, InputError, StoreError
 from homeostat.core.reading import Reading
 from homeostat.core.trace import Entry, Trace
-from homeostat.loop import story, summary
 from homeostat.loop.plan import Plan
-from homeostat.loop.reporting import report
+from homeostat.loop.reporting import story, summary
+from homeostat.loop.reporting.page import report
 from homeostat.loop.store import Row
 
 HASH = "0123456789abcdef" * 4

@@ -13,7 +13,7 @@ import torch
 from homeostat.core.reading import Reading
 from homeostat.core.trace import Entry, Trace
 from homeostat.loop.plan import Plan
-from homeostat.loop.reporting import report
+from homeostat.loop.reporting.page import report
 from homeostat.loop.store import Row
 
 LONG = 'ARemedyWithAVeryLongName(learning_rate=0.00025, pattern="layer4.1.bn2.weight", blend=0.1)'

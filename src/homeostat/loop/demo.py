@@ -20,7 +20,7 @@ from homeostat.data import digits, fashion_mnist
 from homeostat.fit import Cosine, Fit, Recipe, Supervised
 from homeostat.loop.loop import Loop
 from homeostat.loop.plan import Plan
-from homeostat.loop.reporting import report
+from homeostat.loop.reporting.page import report
 from homeostat.nn.normalized import Normalized
 from homeostat.nn.optimizers import SGD
 from homeostat.nn.resnet import ResNet

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from homeostat.core.errors import InputError
-from homeostat.loop import story
 from homeostat.loop.journal import Row
 from homeostat.loop.judged import Judged
 from homeostat.loop.record import record
-from homeostat.loop.summary import SOURCE, Stream
+from homeostat.loop.reporting import story
+from homeostat.loop.reporting.summary import SOURCE, Stream
 
 NAMES = {"alarm": "alarm", "propose": "trial begun", "commit": "commit", "rollback": "rollback", "keep": "no change"}
 

@@ -23,7 +23,7 @@ from homeostat.loop.deployment import Deployment, begun, check_same, deploy, kep
 from homeostat.loop.judged import Judged
 from homeostat.loop.operate import Status, status
 from homeostat.loop.record import DEPLOYMENT, check_store, record, windows_in_all
-from homeostat.loop.reporting import report
+from homeostat.loop.reporting.page import report
 from homeostat.shift.schedule import Clean, Phases
 
 REPORT = "report.html"

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from homeostat.core.errors import DtypeError, InputError
-from homeostat.loop import story, summary
-from homeostat.loop.charts import Chart, Lane, Line, Shape, Span, windows_a_point
+from homeostat.loop.reporting import story, summary
+from homeostat.loop.reporting.charts import Chart, Lane, Line, Shape, Span, windows_a_point
+from homeostat.loop.reporting.summary import Phase, Stream
 from homeostat.loop.store import Row
-from homeostat.loop.summary import Phase, Stream
 
 WIDE, NARROW = 1010, 340
 PICTURES, GROUPS, PICTURE_BYTES = 12, 12, 1_500_000

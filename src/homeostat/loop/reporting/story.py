@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from homeostat.loop.reporting.summary import SOURCE, Stream
 from homeostat.loop.store import Row
-from homeostat.loop.summary import SOURCE, Stream
 
 TOLD = ("alarm", "propose", "decision", "commit", "rollback", "keep")
 LONGEST = 600

@@ -26,8 +26,9 @@ from torch import Tensor
 from homeostat.core.errors import InputError, StoreError, UnknownName
 from homeostat.core.spec import find
 from homeostat.core.trace import Trace
-from homeostat.loop import story, summary
-from homeostat.loop.figures import (
+from homeostat.loop.plan import Plan
+from homeostat.loop.reporting import story, summary
+from homeostat.loop.reporting.figures import (
     GROUPS,
     accuracy_figure,
     entropy_figure,
@@ -35,9 +36,8 @@ from homeostat.loop.figures import (
     latency_figure,
     marks_of,
 )
-from homeostat.loop.plan import Plan
+from homeostat.loop.reporting.summary import Phase, Stream
 from homeostat.loop.store import Row
-from homeostat.loop.summary import Phase, Stream
 
 PHASES, EPISODES, SERVED = 40, 60, 6
 MOVED = {
@@ -95,7 +95,7 @@ def report(
     start = next((row.content for row in rows if row.kind == "start"), {})
     letters = _letters(stream)
     marks = marks_of(rows, stream)
-    page = _environment().get_template("report.html.j2").render(
+    page = _environment().get_template("page.html.j2").render(
         title=story.clip(title, 200), stream=stream, whole=whole, phases=found[:PHASES],
         phases_left=max(0, len(found) - PHASES),
         lead=_lead(stream, whole, found, rows), tiles=_tiles(stream, whole, rows),

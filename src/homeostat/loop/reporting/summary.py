@@ -15,7 +15,7 @@ import torch
 
 from homeostat.core.reading import Interval
 from homeostat.core.trace import Trace
-from homeostat.loop.charts import Span
+from homeostat.loop.reporting.charts import Span
 from homeostat.loop.store import Row
 from homeostat.probe.intervals import student
 
