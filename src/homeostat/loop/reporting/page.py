@@ -3,19 +3,17 @@
 It holds all it needs (style, pictures, charts), loads nothing, runs no script, and says the same for the same journal.
 Accuracies come from labels that judge, where the trace has them; else from the labels that the loop itself saw; else
 they are left out, and the report says so. However long the stream, the file stays below 5 MB: charts are thinned, long
-tables and texts are cut, each with a note.
+tables come in pages, and very long ones and long texts are cut, each with a note.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +21,63 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
-from homeostat.core.errors import InputError, StoreError, UnknownName
-from homeostat.core.spec import find
+from homeostat.core.errors import InputError, StoreError
 from homeostat.core.trace import Trace
-from homeostat.loop.plan import Plan
-from homeostat.loop.reporting import story, summary
-from homeostat.loop.reporting.figures import (
-    GROUPS,
-    accuracy_figure,
-    entropy_figure,
-    inline_pictures,
-    latency_figure,
-    marks_of,
-)
-from homeostat.loop.reporting.summary import Phase, Stream
+from homeostat.loop.reporting import costs, headline, settings, story, summary
+from homeostat.loop.reporting.figures import accuracy_figure, entropy_figure, latency_figure, marks_of
+from homeostat.loop.reporting.pictures import GROUPS, Words, inline_pictures, shown_samples
+from homeostat.loop.reporting.summary import Stream
+from homeostat.loop.samples import Pair
 from homeostat.loop.store import Row
 
-PHASES, EPISODES, SERVED = 40, 60, 6
+MOST, SERVED = 400, 6
+"""Most rows of a table or events, and most networks with a letter of their own."""
+ROWS, EVENTS = 20, 5
+"""Rows of a table, and events, on a page."""
 MOVED = {
     "uncertain": "less certain", "certain": "more certain", "features": "features", "classes": "predicted classes",
     "error": "errors",
 }  # fmt: skip
 """What an alarm is about, by its kind."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Rows or events in pages.
+
+    Attributes:
+        pages: each a list.
+        names: of the pages, for who hears them.
+        left: how many are left out, between the first and the last half.
+    """
+
+    pages: list[list[Any]]
+    names: list[str]
+    left: int = 0
+
+    @classmethod
+    def of(cls, every: Sequence[Any], size: int, name: str = "") -> Pages:
+        """All of them, or the first and the last where there are too many; `name` is the attribute a page is named by.
+
+        >>> made = Pages.of(range(45), 20)
+        >>> [len(page) for page in made.pages], made.names
+        ([20, 20, 5], ['1 to 20', '21 to 40', '41 to 45'])
+        """
+        half = MOST // 2
+        kept = list(every) if len(every) <= MOST else [*every[:half], *every[-half:]]
+        pages = [kept[i : i + size] for i in range(0, len(kept), size)]
+        firsts = [1 + i * size for i in range(len(pages))]
+        names = [f"{first:,} to {first + len(page) - 1:,}" for first, page in zip(firsts, pages, strict=True)]
+        if name:
+            at = [(getattr(page[0], name), getattr(page[-1], name)) for page in pages]
+            names = [f"window {a:,}" if a == b else f"windows {a:,} to {b:,}" for a, b in at]
+        return cls(pages, names, len(every) - len(kept))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pages))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (row for page in self.pages for row in page)
 
 
 def report(
@@ -55,6 +88,8 @@ def report(
     title: str = "What the loop did",
     phases: Sequence[str] = (),
     examples: Sequence[tuple[str, Tensor | Any]] = (),
+    samples: Mapping[int, Pair] = {},
+    words: Words | None = None,
     about: Mapping[str, str] = {},
 ) -> Path:
     """Write the report.
@@ -66,6 +101,8 @@ def report(
         title: of the report.
         phases: names of phases 0, 1, 2, ... as the stream's `meta["phase"]` numbers them.
         examples: name and inputs `[n, 1 or 3, height, width]` in 0..1, grey or in colour; the first dozen are shown.
+        samples: inputs around each alarm, `Samples(store.path).read()`.
+        words: where inputs are tokens, gives their text, such as a tokenizer's `decode`.
         about: what else a reader should know, such as the data and the network; name and text.
 
     Returns:
@@ -87,29 +124,40 @@ def report(
     pictures = inline_pictures(examples)
     whole = summary.measure(stream, "the whole stream", [summary.Stretch(0, len(stream) - 1, "")])
     found = summary.phases(stream, phases)
-    groups = story.grouped(rows)
     switches = [row.step for row in rows if row.kind in ("commit", "rollback")]
-    shown, alarms = _ends(groups), [row for row in rows if row.kind == "alarm" and not row.content.get("again")]
-    shown_alarms = _ends(alarms)
-    episodes = [story.tell(g, stream, next((s for s in switches if s > g[-1].step), None)) for g in shown]
+    groups = Pages.of([_Group(group) for group in story.grouped(rows)], EVENTS, "step")
+    alarms = [row for row in rows if row.kind == "alarm" and not row.content.get("again")]
+    told = [
+        [story.tell(g.rows, stream, next((s for s in switches if s > g.rows[-1].step), None)) for g in page]
+        for page in groups.pages
+    ]
+    shown = {episode.alarm for page in told for episode in page}
     start = next((row.content for row in rows if row.kind == "start"), {})
     letters = _letters(stream)
     marks = marks_of(rows, stream)
+    shown_alarms = Pages.of(alarms, ROWS, "step")
+    lists = {
+        "phases": Pages.of(found, ROWS), "episodes": Pages(told, groups.names, groups.left),
+        "alarms": Pages([_alarms(page) for page in shown_alarms.pages], shown_alarms.names, shown_alarms.left),
+        "anchored": Pages.of(costs.anchored(rows, stream), ROWS, "step"),
+    }  # fmt: skip
     page = _environment().get_template("page.html.j2").render(
-        title=story.clip(title, 200), stream=stream, whole=whole, phases=found[:PHASES],
-        phases_left=max(0, len(found) - PHASES),
-        lead=_lead(stream, whole, found, rows), tiles=_tiles(stream, whole, rows),
+        **lists, most_pages=max(len(pages.pages) for pages in lists.values()),
+        title=story.clip(title, 200), stream=stream, whole=whole,
+        lead=headline.lead(stream, whole, found, rows), tiles=headline.tiles(stream, whole, rows),
         accuracy=accuracy_figure(stream, found, marks, letters), entropy=entropy_figure(stream, found, marks),
         speed=latency_figure(stream, found), letters=letters, others=max(0, len(set(stream.served)) - len(letters)),
-        alarms=_alarms(shown_alarms), alarms_left=len(alarms) - len(shown_alarms),
         lost=sum(int(row.content.get("lost", 0)) for row in rows if row.kind == "window"),
-        shifts=story.KINDS, episodes=episodes, episodes_left=len(groups) - len(shown), endings=story.ENDING,
-        pictures=pictures, pictures_left=max(0, len(examples) - GROUPS), settings=_settings(start),
-        before=start.get("accuracy_before"),
+        shifts=story.KINDS, endings=story.ENDING, outcomes=story.OUTCOMES,
+        samples=shown_samples({step: pair for step, pair in samples.items() if step in shown}, words),
+        pictures=pictures, pictures_left=max(0, len(examples) - GROUPS), settings=settings.settings(start),
+        before=start.get("accuracy_before"), limit=start.get("plan", {}).get("Plan", {}).get("anchor"),
         latencies=[x for x in (summary.latency("until the answers were there", stream.ms),
                                summary.latency("with watching, trials and journal", 1000 * stream.seconds)) if x],
-        about={story.clip(k, 80): story.clip(v, 2000) for k, v in list(about.items())[:50]}, versions=_versions(),
-        when=_when(rows), revealed=any(row.content.get("labels") for row in rows if row.kind == "window"),
+        passes=costs.passes(rows, stream), memory=_peak(stream.memory),
+        about={story.clip(k, 80): story.clip(v, 2000) for k, v in list(about.items())[:50]},
+        versions=settings.versions(), when=settings.when(rows),
+        revealed=any(row.content.get("labels") for row in rows if row.kind == "window"),
         snapshots=sum(row.kind == "snapshot" for row in rows),
     )  # fmt: skip
     path = Path(path)
@@ -121,6 +169,17 @@ def report(
     return path
 
 
+@dataclass(frozen=True)
+class _Group:
+    """The rows of an event."""
+
+    rows: Sequence[Row]
+
+    @property
+    def step(self) -> int:
+        return self.rows[0].step
+
+
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -130,83 +189,6 @@ def _environment() -> Environment:
     made.filters |= {"percent": story.percent, "points": story.points, "called": story.called}
     made.globals |= {"several": story.several, "isfinite": math.isfinite}
     return made
-
-
-# -- words and numbers
-
-
-def _lead(stream: Stream, whole: Phase, found: Sequence[Phase], rows: Sequence[Row]) -> list[str]:
-    kinds, said, again = Counter(row.kind for row in rows), [], _repeated(rows)
-    windows = story.several(len(stream), "window")
-    if whole.judged:
-        who = "" if stream.judge == "all" else " (judged on the labels that came, a part of the inputs)"
-        how = "as often" if round(whole.difference, 4) == 0 else "more often" if whole.difference > 0 else "less often"
-        said.append(
-            f"Over {windows}, the network that answered was right on {story.percent(whole.accuracy)} of the inputs"
-            f"{who}. The network as deployed, left alone, would have been right on {story.percent(whole.frozen)}: "
-            f"with the loop, answers were right {how} ({story.points(whole.difference)} points)."
-        )
-        worst, hurt = summary.hardest(found), summary.harmed(found)
-        if worst is not None and len(found) > 1:
-            said.append(
-                f"The hardest phase was “{story.clip(worst.name, 80)}”: {story.percent(worst.accuracy)} right, against "
-                f"{story.percent(worst.frozen)} for the network as deployed."
-            )
-            names = "; ".join(f"{story.clip(p.name, 80)} ({story.points(p.difference)} points)" for p in hurt[:3])
-            sure = sum(p.interval is not None and p.interval.high < 0 for p in hurt)
-            clear = f"in {sure:,} of them" if sure else "in none of them"
-            said.append(
-                f"The loop did worse than the network as deployed in {story.several(len(hurt), 'phase')}: {names}; "
-                f"{clear} the whole 95% interval of the difference is below 0."
-                if hurt
-                else "In no phase did the loop do worse than the network as deployed."
-            )
-    else:
-        said.append(f"The loop served {windows}. No labels judged the answers, so that their accuracy is not known.")
-    verdicts = [v for row in rows if row.kind == "decision" for v in row.content.get("verdicts", ())]
-    refused = sum(verdict.get("word") == "refused" for verdict in verdicts)
-    repeats = f"{story.several(again, 'trial was a repetition', 'trials were repetitions')}, " if again else ""
-    said.append(
-        f"In all: {story.several(kinds['alarm'] - again, 'alarm')}, {story.several(kinds['commit'], 'commit')} "
-        f"(something else was put in service) and {story.several(kinds['rollback'], 'rollback')} (the network as "
-        f"deployed was put back). {story.several(kinds['keep'], 'trial')} ended without a change, "
-        f"{repeats}and "
-        f"{story.several(refused, 'candidate was', 'candidates were')} refused as not safe to serve."
-    )
-    if failed := sum(bool(row.content.get("failed")) for row in rows if row.kind == "window"):
-        said.append(
-            f"In {story.several(failed, 'window')} what was served could not answer, and the network as deployed "
-            "answered instead."
-        )
-    said.append(f"At the end, {story.called(_last_served(stream, rows))} was in service.")
-    return said
-
-
-def _last_served(stream: Stream, rows: Sequence[Row]) -> str:
-    switch = [row for row in rows if row.kind in ("commit", "rollback")]
-    return str(switch[-1].content.get("to")) if switch else stream.served[-1]
-
-
-def _tiles(stream: Stream, whole: Phase, rows: Sequence[Row]) -> list[tuple[str, str]]:
-    kinds = Counter(row.kind for row in rows)
-    made = []
-    if whole.judged:
-        made += [(story.percent(whole.accuracy), "right, as served"),
-                 (story.percent(whole.frozen), "right, as deployed"),
-                 (story.points(whole.difference), "points of difference")]  # fmt: skip
-    made += [(f"{kinds['alarm'] - _repeated(rows):,}", "alarms"), (f"{kinds['commit']:,}", "commits"),
-             (f"{kinds['rollback']:,}", "rollbacks"), (f"{kinds['keep']:,}", "trials without a change")]  # fmt: skip
-    for values, scale, name in ((stream.seconds, 1.0, "seconds a window, all in all"),
-                                (stream.ms, 1e-3, "seconds a window, to answer")):  # fmt: skip
-        known = values[np.isfinite(values)]
-        if len(known):
-            return [*made, (f"{float(known.mean()) * scale:.2g}", name)]
-    return made
-
-
-def _repeated(rows: Sequence[Row]) -> int:
-    """How many trials were repeated without a new alarm."""
-    return sum(bool(row.content.get("again")) for row in rows if row.kind == "alarm")
 
 
 def _alarms(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -228,11 +210,6 @@ def _alarms(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return made
 
 
-def _ends(made: Sequence[Any]) -> Sequence[Any]:
-    """The first and the last where there are too many."""
-    return made if len(made) <= EPISODES else [*made[: EPISODES // 2], *made[-EPISODES // 2 :]]
-
-
 def _letters(stream: Stream) -> list[tuple[str, str, int]]:
     """Letter, name and windows of what was served; the network as deployed first, then the longest first."""
     counts = Counter(stream.served)
@@ -240,57 +217,6 @@ def _letters(stream: Stream) -> list[tuple[str, str, int]]:
     return [(letter, name, counts[name]) for letter, name in zip(string.ascii_uppercase, order[:SERVED], strict=False)]
 
 
-def _settings(start: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of the plan's settings; the meanings are those of the plan's own documentation."""
-    plan, made = start.get("plan", {}).get("Plan", {}), []
-    for name, value in plan.items():
-        if isinstance(value, dict):
-            chosen, inner = next(iter(value.items()), ("", {}))
-            known = _meanings_of(chosen)
-            made.append((name, chosen, _meanings(Plan).get(name, "")))
-            made += [(f"{name}: {key}", _plain(v), known.get(key, "")) for key, v in inner.items()]
-        else:
-            made.append((name, _plain(value), _meanings(Plan).get(name, "")))
-    return [(story.clip(n, 80), story.clip(v, 200), meaning) for n, v, meaning in made[:60]]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value)) or "none"
-    return "none" if value is None else str(value)
-
-
-def _meanings_of(name: str) -> dict[str, str]:
-    try:
-        return _meanings(find(name))
-    except UnknownName:  # of a library that this process does not have
-        return {}
-
-
-def _meanings(spec: type) -> dict[str, str]:
-    found, name = dict[str, str](), ""
-    for line in (spec.__doc__ or "").partition("Attributes:")[2].splitlines():
-        head, colon, text = line.strip().partition(": ")
-        if colon and head.isidentifier() and line.startswith(" " * 8) and line[8:9] != " ":
-            name, found[head] = head, text
-        elif name:
-            found[name] = f"{found[name]} {line.strip()}".strip()
-    return {key: text[:1].upper() + text[1:] for key, text in found.items()}
-
-
-def _versions() -> dict[str, str]:
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "from source"
-
-    return {"homeostat": installed("homeostat"), "torch": installed("torch"), "Python": platform.python_version()}
-
-
-def _when(rows: Sequence[Row]) -> str:
-    times = [row.time for row in rows if row.time > 0]
-    if not times:
-        return ""
-    first, last = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(times), max(times)))
-    return f"{first} UTC" if first == last else f"{first} to {last} UTC"
+def _peak(memory: np.ndarray) -> float | None:
+    known = memory[np.isfinite(memory)]
+    return float(known.max()) if len(known) else None

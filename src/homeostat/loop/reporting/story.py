@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,17 +45,29 @@ UNDECIDED = {
 }
 """What a candidate without a verdict came to, by what ended its trial."""
 
+OUTCOMES = {
+    "taken": "put in service", "refused": "refused: it would lose too much",
+    "not taken": "not taken: another promised more",
+}  # fmt: skip
+"""What became of a candidate whose loss on data from before was measured."""
 ENDING = {"commit": "change of what is served", "rollback": "back to safety", "keep": "nothing changed", "": "open"}
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate's row in an episode's table."""
+    """A candidate's row in an episode's table.
+
+    Attributes:
+        name, outcome, why: of the candidate.
+        taken: whether it was put in service.
+        right: how often it was right in the windows of its trial, in words, where labels judge; else empty.
+    """
 
     name: str
     outcome: str
     why: str
     taken: bool = False
+    right: str = ""
 
 
 @dataclass
@@ -70,6 +82,9 @@ class Episode:
         tried: the candidates and what became of them.
         after: sentences on what was done.
         checkpoint: hash of what is served from then on.
+        signals: the share of each signal in the alarm's evidence, the largest first.
+        alarm: window of its alarm, where that is a new one.
+        served: how often what answered was right in the windows of the trial, in words, where labels judge.
     """
 
     step: int
@@ -79,6 +94,9 @@ class Episode:
     tried: list[Tried] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
     checkpoint: str = ""
+    signals: list[tuple[str, float]] = field(default_factory=list)
+    alarm: int | None = None
+    served: str = ""
 
 
 def called(name: Any) -> str:
@@ -166,6 +184,9 @@ def tell(group: Sequence[Row], stream: Stream, until: int | None) -> Episode:
             made.after.append(f"Nothing was changed: {called(said.get('served', SOURCE))} went on answering.{why}")
     if not made.ending:
         made.after.append("The journal ends before a decision.")
+    if "propose" in by_kind:
+        last = group[-1].step if made.ending else int(stream.steps[-1])
+        _judge_trial(made, stream, by_kind["propose"].step + 1, last)
     made.heading = made.heading or {"rollback": "Rollback", "commit": "Change"}.get(made.ending, "Decision")
     return made
 
@@ -208,10 +229,12 @@ def gathered(said: Mapping[str, Any]) -> tuple[float, float, list[tuple[str, flo
 def amount(value: float) -> str:
     """Evidence, of which only the order of magnitude matters once it is large.
 
-    >>> amount(512.3), amount(48213.0), amount(2.5e10)
-    ('512', '48,200', '2.5e+10')
+    >>> amount(512.3), amount(48213.0), amount(2.5e7), amount(2.5e10)
+    ('512', '48,200', '25 million', 'over a billion')
     """
-    return f"{float(f'{value:.3g}'):,.10g}" if value < 1e6 else f"{value:.2g}"
+    if value >= 1e9:
+        return "over a billion"
+    return f"{float(f'{value:.3g}'):,.10g}" if value < 1e6 else f"{value / 1e6:,.0f} million"
 
 
 def _alarm(made: Episode, row: Row) -> None:
@@ -225,6 +248,8 @@ def _alarm(made: Episode, row: Row) -> None:
     else:
         told = [f"At window {row.step:,} the monitor raised an alarm: {text}", _onset(row), _evidence(said)]
         told.append(MEANING.get(str(said.get("kind")), ""))
+        made.alarm, found = row.step, gathered(said)
+        made.signals = [] if found is None else [(clip(name, 40), share) for name, share in found[2]]
     made.before.append(" ".join(part for part in told if part))
     if said.get("shift_text"):
         likely = kinds(said)
@@ -251,6 +276,19 @@ def _evidence(said: Mapping[str, Any]) -> str:
     capital, wanted, shares = found
     named = [f"{share:.0%} from {clip(name, 40)}" for name, share in shares if share >= 0.01]
     return f"Its evidence was {amount(capital)}, where {amount(wanted)} is enough: {clip(', '.join(named))}."
+
+
+def _judge_trial(made: Episode, stream: Stream, first: int, last: int) -> None:
+    """How often the candidates and what answered were right in the windows of the trial."""
+    here = (stream.steps >= first) & (stream.steps <= last) & np.isfinite(stream.accuracy)
+    if not stream.tried or not here.any():
+        return
+    known = {called(name): values[here] for name, values in stream.tried.items()}
+    for number, tried in enumerate(made.tried):
+        values = known.get(tried.name, np.empty(0))
+        if (right := values[np.isfinite(values)]).size and tried.outcome != NOT_TRIED:
+            made.tried[number] = replace(tried, right=percent(float(right.mean())))
+    made.served = f"{percent(float(stream.accuracy[here].mean()))} over {several(int(here.sum()), 'window')}"
 
 
 def _proposed(tried: Sequence[str], left: int) -> str:
