@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from homeostat.loop.reporting import story, summary
+from homeostat.loop.reporting import summary, wording
 from homeostat.loop.reporting.charts import Chart, Lane, Line, Shape, Span, windows_a_point
 from homeostat.loop.reporting.summary import Phase, Stream
 from homeostat.loop.store import Row
@@ -47,7 +47,7 @@ def marks_of(rows: Sequence[Row], stream: Stream) -> list[Lane]:
     def lane(name: str, kind: str, shape: Shape) -> Lane:
         spans = list[Span]()
         for row in (row for row in rows if row.kind == kind and (name == "retry") == (id(row) in again)):
-            at, shift = stream.position(row.step), story.clip(row.content.get("shift") or "", 40)
+            at, shift = stream.position(row.step), wording.clip(row.content.get("shift") or "", 40)
             spans.append(Span(at, at, f"{name} at window {row.step:,}" + (f": {shift}" if shift else ""), shift))
         return Lane(name, kind, spans, shape)
 
@@ -62,7 +62,7 @@ def accuracy_figure(
     runs, lanes, known = summary.stretches(stream.served), list(marks), {name: letter for letter, name, _ in letters}
     for letter in [*known.values(), "other"]:
         mine = [s for s in runs if known.get(s.name, "other") == letter]
-        spans = [Span(s.first, s.last, f"{story.called(s.name)}: windows {stream.steps[s.first]:,} to "
+        spans = [Span(s.first, s.last, f"{wording.called(s.name)}: windows {stream.steps[s.first]:,} to "
                       f"{stream.steps[s.last]:,}") for s in mine]  # fmt: skip
         if spans:
             lanes.append(Lane(letter, "as-deployed" if mine[0].name == summary.SOURCE else "as-changed", spans))
@@ -70,13 +70,13 @@ def accuracy_figure(
     lines = [Line(stream.best, "best"), Line(stream.accuracy, "served"), Line(stream.frozen, "frozen")]
     label = "Alarms, commits and rollbacks over windows; accuracy is not known."
     if judged:
-        means = [story.percent(_mean(line.values)) for line in lines]
+        means = [wording.percent(_mean(line.values)) for line in lines]
         label = (
             f"Share of right answers over windows: of what was served ({means[1]} on average), of the network as "
             f"deployed ({means[2]}) and of the best in hindsight ({means[0]})."
         )
     many = {"retry": "retries"}
-    counted = ", ".join(story.several(len(lane.spans), lane.name, many.get(lane.name, "")) for lane in marks)
+    counted = ", ".join(wording.several(len(lane.spans), lane.name, many.get(lane.name, "")) for lane in marks)
     axis = "right answers" if stream.judge != "revealed" else "right answers, on the labels that came"
     chart = Chart(f"{label} Marked: {counted}.", axis if judged else "", stream.steps, lines if judged else [],
                   summary.shading(found), lanes, percent=True, height=230 if judged else 0)  # fmt: skip

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from homeostat.core.errors import InputError, StoreError
 from homeostat.core.trace import Trace
-from homeostat.loop.reporting import costs, headline, settings, story, summary
+from homeostat.loop.reporting import costs, headline, settings, story, summary, wording
 from homeostat.loop.reporting.figures import accuracy_figure, entropy_figure, latency_figure, marks_of
 from homeostat.loop.reporting.pictures import GROUPS, Words, inline_pictures, shown_samples
 from homeostat.loop.reporting.summary import Stream
@@ -143,7 +143,7 @@ def report(
     }  # fmt: skip
     page = _environment().get_template("page.html.j2").render(
         **lists, most_pages=max(len(pages.pages) for pages in lists.values()),
-        title=story.clip(title, 200), stream=stream, whole=whole,
+        title=wording.clip(title, 200), stream=stream, whole=whole,
         lead=headline.lead(stream, whole, found, rows), tiles=headline.tiles(stream, whole, rows),
         accuracy=accuracy_figure(stream, found, marks, letters), entropy=entropy_figure(stream, found, marks),
         speed=latency_figure(stream, found), letters=letters, others=max(0, len(set(stream.served)) - len(letters)),
@@ -155,7 +155,7 @@ def report(
         latencies=[x for x in (summary.latency("until the answers were there", stream.ms),
                                summary.latency("with watching, trials and journal", 1000 * stream.seconds)) if x],
         passes=costs.passes(rows, stream), memory=_peak(stream.memory),
-        about={story.clip(k, 80): story.clip(v, 2000) for k, v in list(about.items())[:50]},
+        about={wording.clip(k, 80): wording.clip(v, 2000) for k, v in list(about.items())[:50]},
         versions=settings.versions(), when=settings.when(rows),
         revealed=any(row.content.get("labels") for row in rows if row.kind == "window"),
         snapshots=sum(row.kind == "snapshot" for row in rows),
@@ -186,8 +186,8 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"percent": story.percent, "points": story.points, "called": story.called}
-    made.globals |= {"several": story.several, "isfinite": math.isfinite}
+    made.filters |= {name: getattr(wording, name) for name in ("percent", "points", "called", "typeset")}
+    made.globals |= {"several": wording.several, "isfinite": math.isfinite}
     return made
 
 
@@ -199,11 +199,11 @@ def _alarms(rows: Sequence[Row]) -> list[dict[str, Any]]:
         evidence = ""
         if found is not None:
             capital, wanted, shares = found
-            parts = ", ".join(f"{story.clip(name, 40)} {share:.0%}" for name, share in shares if share >= 0.01)
-            evidence = f"{story.amount(capital)} of {story.amount(wanted)}: {parts}"
+            parts = ", ".join(f"{wording.clip(name, 40)} {share:.0%}" for name, share in shares if share >= 0.01)
+            evidence = f"{wording.amount(capital)} of {wording.amount(wanted)}: {parts}"
         kind = str(row.content.get("kind", ""))
         made.append({
-            "step": row.step, "moved": MOVED.get(kind, story.clip(kind, 40)), "evidence": story.clip(evidence, 200),
+            "step": row.step, "moved": MOVED.get(kind, wording.clip(kind, 40)), "evidence": wording.clip(evidence, 200),
             "since": "" if since is None else f"{since[0]:,} ({since[1]:,} to {since[2]:,})",
             "kinds": ("none stands out; " if row.content.get("shift") == "none" else "") + story.kinds(row.content),
         })  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from homeostat.core.errors import DtypeError, InputError
-from homeostat.loop.reporting import story
+from homeostat.loop.reporting import wording
 from homeostat.loop.samples import Pair, Side, is_pictures
 
 PICTURES, GROUPS, PICTURE_BYTES = 12, 12, 1_500_000
@@ -43,7 +43,7 @@ class Shown:
 
 def inline_pictures(examples: Sequence[tuple[str, Tensor | Any]]) -> list[tuple[str, int, list[str]]]:
     """Per group its name, the width of its pictures, and the pictures as data addresses."""
-    groups = [(story.clip(name, 80), _checked(name, x)[:PICTURES]) for name, x in examples][:GROUPS]
+    groups = [(wording.clip(name, 80), _checked(name, x)[:PICTURES]) for name, x in examples][:GROUPS]
     for side in (96, 64, 32, 16):
         made = [(name, [_png(x, side) for x in inputs]) for name, inputs in groups]
         if sum(len(png) for _, pngs in made for png in pngs) <= PICTURE_BYTES:
@@ -94,9 +94,9 @@ def _as_pictures(sides: Sequence[Side], name: str, most: int, side: int) -> Show
 
 def _text(ids: Tensor, kept: Tensor, words: Words) -> str:
     try:
-        return story.clip(words([int(i) for i, there in zip(ids, kept, strict=True) if int(there) != 0]), LETTERS)
+        return wording.clip(words([int(i) for i, there in zip(ids, kept, strict=True) if int(there) != 0]), LETTERS)
     except Exception as error:  # a stranger's tokenizer must not take the report with it
-        return f"(cannot be read: {story.clip(error, 80)})"
+        return f"(cannot be read: {wording.clip(error, 80)})"
 
 
 def _as_numbers(sides: Sequence[Side], name: str, most: int) -> Shown:
@@ -107,7 +107,7 @@ def _as_numbers(sides: Sequence[Side], name: str, most: int) -> Shown:
     spread = torch.cat([before - before.mean(0), after - after.mean(0)]).square().mean(0).sqrt()
     moved = (after.mean(0) - before.mean(0)).abs() / (spread + 1e-9)
     chosen = sorted(moved.nan_to_num().argsort(descending=True, stable=True)[:COLUMNS].tolist())
-    rows = [(s.name, [[f"{float(v):.4g}" for v in row[chosen]] for row in x])
+    rows = [(s.name, [[f"{float(v):.3g}" for v in row[chosen]] for row in x])
             for s, x in zip(sides, (before, after), strict=True)]  # fmt: skip
     note = f"The {len(chosen)} of {width:,} numbers that differ most between these inputs." if width > COLUMNS else ""
     return Shown("numbers", rows, [f"no. {place}" for place in chosen], note)

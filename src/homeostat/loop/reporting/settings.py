@@ -11,7 +11,7 @@ from typing import Any
 from homeostat.core.errors import UnknownName
 from homeostat.core.spec import find
 from homeostat.loop.plan import Plan
-from homeostat.loop.reporting import story
+from homeostat.loop.reporting import wording
 from homeostat.loop.store import Row
 
 
@@ -26,7 +26,7 @@ def settings(start: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             made += [(f"{name}: {key}", _plain(v), known.get(key, "")) for key, v in inner.items()]
         else:
             made.append((name, _plain(value), _meanings(Plan).get(name, "")))
-    return [(story.clip(n, 80), story.clip(v, 200), meaning) for n, v, meaning in made[:60]]
+    return [(wording.clip(n, 80), wording.clip(v, 200), meaning) for n, v, meaning in made[:60]]
 
 
 def _plain(value: Any) -> str:

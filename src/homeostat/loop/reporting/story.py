@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from homeostat.loop.reporting.summary import SOURCE, Stream
+from homeostat.loop.reporting.wording import amount, called, clip, percent, points, several
 from homeostat.loop.store import Row
 
 TOLD = ("alarm", "propose", "decision", "commit", "rollback", "keep")
-LONGEST = 600
-"""Letters of a journal text that are shown; a remedy's error message may be a page."""
 
 MEANING = {
     "uncertain": "That alone does not say that answers got worse.",
@@ -97,42 +95,6 @@ class Episode:
     signals: list[tuple[str, float]] = field(default_factory=list)
     alarm: int | None = None
     served: str = ""
-
-
-def called(name: Any) -> str:
-    """A model's name for a reader."""
-    return "the network as deployed" if name == SOURCE else clip(name, 120)
-
-
-def clip(text: Any, most: int = LONGEST) -> str:
-    """The text, cut where it is too long to be read here."""
-    text = str(text)
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
-
-
-def points(fraction: float) -> str:
-    """A difference of two accuracies in percentage points, with its sign; a digit more where one would hide it.
-
-    >>> points(0.173), points(-0.0003), points(0.0)
-    ('+17.3', '−0.03', '0.0')
-    """
-    value = 100 * fraction
-    text = next((said for said in (f"{value:+.1f}", f"{value:+.2f}") if float(said)), "0.0")
-    return text.replace("-", "−")
-
-
-def percent(fraction: float) -> str:
-    """A share as a percentage, or a dash where it is not known."""
-    return f"{100 * fraction:.1f}%" if math.isfinite(fraction) else "–"
-
-
-def several(count: int, word: str, many: str = "") -> str:
-    """A number with its noun.
-
-    >>> several(1, "alarm"), several(2, "alarm"), several(0, "trial")
-    ('1 alarm', '2 alarms', '0 trials')
-    """
-    return f"{count:,} {word if count == 1 else many or word + 's'}"
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -224,17 +186,6 @@ def gathered(said: Mapping[str, Any]) -> tuple[float, float, list[tuple[str, flo
         return None
     shares = sorted(((name, part / whole) for name, part in parts.items()), key=lambda pair: -pair[1])
     return float(found["all"]["capital"]), float(found["all"]["threshold"]), shares
-
-
-def amount(value: float) -> str:
-    """Evidence, of which only the order of magnitude matters once it is large.
-
-    >>> amount(512.3), amount(48213.0), amount(2.5e7), amount(2.5e10)
-    ('512', '48,200', '25 million', 'over a billion')
-    """
-    if value >= 1e9:
-        return "over a billion"
-    return f"{float(f'{value:.3g}'):,.10g}" if value < 1e6 else f"{value / 1e6:,.0f} million"
 
 
 def _alarm(made: Episode, row: Row) -> None:
