@@ -137,10 +137,11 @@ def _spread(length: int, count: int) -> Tensor:
 def _small(leaf: Tensor) -> Tensor:
     leaf = leaf.detach().cpu()
     if is_pictures(leaf):
-        size = [max(1, round(side * min(1.0, SIDE / max(leaf.shape[2:])))) for side in leaf.shape[2:]]
+        height, width = (max(1, round(side * min(1.0, SIDE / max(leaf.shape[2:])))) for side in leaf.shape[2:])
         if not leaf.is_floating_point():
             leaf = leaf.clamp(0, 255).float() / 255  # as bytes of a picture
-        leaf = leaf.float() if tuple(leaf.shape[2:]) == tuple(size) else adaptive_avg_pool2d(leaf.float(), size)
+        same = tuple(leaf.shape[2:]) == (height, width)
+        leaf = leaf.float() if same else adaptive_avg_pool2d(leaf.float(), (height, width))
         return leaf.half().contiguous()
     if leaf.is_floating_point():
         leaf = leaf.float()
