@@ -8,5 +8,6 @@ from .operate import Status as Status, history as history, rollback as rollback,
 from .plan import Plan as Plan
 from .propose import Bandit as Bandit, ByRecord as ByRecord
 from .reporting.page import report as report
+from .samples import Samples as Samples
 from .serving import Served as Served, serve as serve, write_report as write_report
 from .store import Row as Row, Store as Store

@@ -18,12 +18,14 @@ from homeostat.core.errors import HomeostatError, StoreError
 from homeostat.core.method import Shift
 from homeostat.core.run import Event, ignore
 from homeostat.core.trace import Trace
+from homeostat.data.strings import Tokenized
 from homeostat.loop.alerts import Alerts
 from homeostat.loop.deployment import Deployment, begun, check_same, deploy, kept_deployment, open_stream
 from homeostat.loop.judged import Judged
 from homeostat.loop.operate import Status, status
 from homeostat.loop.record import DEPLOYMENT, check_store, record, windows_in_all
 from homeostat.loop.reporting.page import report
+from homeostat.loop.reporting.pictures import Words
 from homeostat.loop.samples import Samples
 from homeostat.shift.schedule import Clean, Phases
 
@@ -185,7 +187,8 @@ def _inputs(deployment: Deployment, trace: Trace, phases: Sequence[str]) -> dict
     try:
         assert deployment.before is not None
         stream = open_stream(deployment)
-        found = [("from before", _pictures(deployment.before.read(), 0))]
+        before = deployment.before.read()
+        found = [("from before", _pictures(before, 0))]
         for where, place in first.items():
             name = phases[int(where)] if where.isdecimal() and int(where) < len(phases) else where or "the stream"
             window = place // deployment.plan.window
@@ -193,8 +196,13 @@ def _inputs(deployment: Deployment, trace: Trace, phases: Sequence[str]) -> dict
     except HomeostatError:
         # The data may be gone when a report is written again; the rest of it does not need them.
         return {}
-    words = getattr(getattr(stream, "tokenizer", None), "decode", None)
-    return {"examples": [(name, x) for name, x in found if x is not None], "words": words}
+    return {"examples": [(name, x) for name, x in found if x is not None], "words": words_of(before, stream)}
+
+
+def words_of(*data: Data) -> Words | None:
+    """What reads the tokens of data that know their texts; None where none do."""
+    tokenizers = [part.tokenizer for part in data if isinstance(part, Tokenized)]
+    return next((made.decode for made in tokenizers if hasattr(made, "decode")), None)
 
 
 def _pictures(data: Data, start: int) -> Tensor | None:
