@@ -214,8 +214,8 @@ def test_each_alarm_is_in_a_table_with_its_diagnosis_and_evidence(full):
     row = re.search(r'<tr role="row"><th role="rowheader" scope="row">12</th>(.*?)</tr>', full)
     assert row is not None
     cells = [re.sub("<[^>]+>", "", cell) for cell in row[1].split("</td>")[:-1]]
-    assert cells == ["less certain", "3 (2 to 5)", "covariate 97%, label 3%", "1,500 of 500: entropy 100%"]
-    assert "Evidence, and what is enough" in full
+    assert cells == ["less certain", "3 (2 to 5)", "covariate 97%, label 3%", "1,500 (enough: 500): entropy 100%"]
+    assert ">Evidence</th>" in full
     assert full.count(">retry</text>") == 4 and "retry at window 26: none" in full, "in both charts, at both widths"
     assert full.count('class="mark-name"') >= 2 and "alarm at window 12: covariate" in full
 
@@ -230,7 +230,7 @@ def test_an_alarm_that_says_less_is_told_with_what_there_is(write):
     text = Page(write(journal(events=[*bare, none]), judged())).text
     assert "At window 12 the monitor raised an alarm: entropy rose." in text
     assert "There was no candidate." in text and "Its evidence was" not in text
-    assert "and what is enough" not in text, "a column that nothing is in"
+    assert "evidence by signal" not in text, "a column that nothing is in"
 
 
 def test_labels_that_were_lost_and_answers_that_failed_are_counted(write):

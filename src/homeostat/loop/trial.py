@@ -109,7 +109,7 @@ def judge(
         return Verdict(trial.name, "refused", trial.refused)
     verdict = _weighed(trial, mine, theirs, wanted, alpha)
     if verdict.word == "better":
-        verdict.lost = round(lost(), 5)
+        verdict.lost = round(lost(), 5) + 0.0  # no -0.0
         if verdict.lost > anchor:
             verdict.word, verdict.why = "refused", f"it loses {verdict.lost:.1%} on data from before; {verdict.why}"
     return verdict

@@ -186,7 +186,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {name: getattr(wording, name) for name in ("percent", "points", "called", "typeset")}
+    made.filters |= {name: getattr(wording, name) for name in ("percent", "points", "called", "typeset", "brief")}
     made.globals |= {"several": wording.several, "isfinite": math.isfinite}
     return made
 
@@ -200,7 +200,7 @@ def _alarms(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if found is not None:
             capital, wanted, shares = found
             parts = ", ".join(f"{wording.clip(name, 40)} {share:.0%}" for name, share in shares if share >= 0.01)
-            evidence = f"{wording.amount(capital)} of {wording.amount(wanted)}: {parts}"
+            evidence = f"{wording.amount(capital)} (enough: {wording.amount(wanted)}): {parts}"
         kind = str(row.content.get("kind", ""))
         made.append({
             "step": row.step, "moved": MOVED.get(kind, wording.clip(kind, 40)), "evidence": wording.clip(evidence, 200),

@@ -17,7 +17,7 @@ TOLD = ("alarm", "propose", "decision", "commit", "rollback", "keep")
 MEANING = {
     "uncertain": "That alone does not say that answers got worse.",
     "certain": "Either the inputs are easier again, or the network is confidently wrong; certainty alone cannot tell.",
-    "features": "They are what the last layer gets to see; the network may be as sure of its answers as ever.",
+    "features": "Features are what the last layer gets to see; the network may be as sure of its answers as ever.",
     "classes": "Either these classes really come more or less often, or the network mistakes others for them.",
     "error": "This is seen on labels: answers of the network as deployed are wrong more often than before.",
 }

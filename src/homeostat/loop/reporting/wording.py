@@ -48,6 +48,15 @@ def typeset(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
+def brief(value: float) -> str:
+    """A number with a decimal where it matters.
+
+    >>> brief(4.25), brief(48227.9)
+    ('4.2', '48,228')
+    """
+    return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
 def several(count: int, word: str, many: str = "") -> str:
     """A number with its noun.
 
