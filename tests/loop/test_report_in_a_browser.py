@@ -192,7 +192,7 @@ def widths(browser: Browser) -> tuple[int, int]:
     return browser.js("innerWidth"), browser.js("document.scrollingElement.scrollWidth")
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 820, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_cut_off_nothing_is_asked_for_and_the_console_is_silent(browser, page, width, scheme):
     browser.open(page, width, scheme)
