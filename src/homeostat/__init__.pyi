@@ -44,7 +44,7 @@ from .core.probe import (
     read as read,
 )
 from .core.random import Draw as Draw
-from .core.reading import Finding as Finding, Interval as Interval, Reading as Reading
+from .core.reading import Finding as Finding, Interval as Interval, Reading as Reading, Readings as Readings
 from .core.run import Budget as Budget, Event as Event, Run as Run
 from .core.save import content_hash as content_hash, load as load, save as save
 from .core.spec import Spec as Spec, find as find, from_config as from_config, names as names, registered as registered

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from homeostat.loop.charts import Chart, Lane, Line, Span, thin, ticks
+from homeostat.loop.reporting.charts import Chart, Lane, Line, Span, thin, ticks
 
 TEXT = re.compile(r'<text class="([^"]+)" x="([^"]+)" y="([^"]+)" text-anchor="(\w+)">([^<]*)')
 

@@ -17,12 +17,15 @@ from homeostat.core.save import content_hash, save
 from homeostat.core.spec import from_config
 from homeostat.core.trace import Trace
 from homeostat.data import NPZ, Digits
+from homeostat.data.strings import Strings
+from homeostat.data.tokenizers import ByteTokenizer
 from homeostat.fit import Recipe
 from homeostat.loop.deployment import Deployment, deploy, kept_deployment, open_stream, read_deployment, set_aside
 from homeostat.loop.judged import Judged
 from homeostat.loop.network import Network
 from homeostat.loop.operate import EVENTS, history, rollback, status
-from homeostat.loop.serving import in_words, phase_names, serve, windows_served, write_report
+from homeostat.loop.samples import Samples
+from homeostat.loop.serving import in_words, phase_names, serve, windows_served, words_of, write_report
 from homeostat.loop.store import Store
 from homeostat.nn import ResNet
 from homeostat.shift import Clean, Corrupt, Phases
@@ -137,7 +140,19 @@ def test_a_deployment_is_served_as_the_same_loop_in_python_would(deployment, fol
     assert served.accuracy == pytest.approx(sum(ours) / len(ours))
     assert served.accuracy is not None and served.frozen is not None
     assert served.accuracy > served.frozen + 0.03 and served.status.served == "BatchNormBlend"
-    assert "<h1>" in served.report.read_text() and served.report == folder / "out" / "store" / "report.html"
+    page = served.report.read_text()
+    assert "<h1>" in page and served.report == folder / "out" / "store" / "report.html"
+    alarms = [row.step for row in history(deployment.store, ("alarm",)) if not row.content["again"]]
+    assert alarms and list(Samples(deployment.store).read()) == alarms
+    assert f"from after the shift found at window {alarms[0]}: window" in page
+    assert "How often candidates on trial were right" not in page, "labels judge candidates while they are on trial"
+
+
+def test_tokens_are_read_by_the_tokenizer_that_made_them(problem):
+    texts = Strings(["a red apple", "to run"], [0, 1]).tokenized(ByteTokenizer(), length=16)
+    words = words_of(problem.images(5, 0), texts)
+    assert words is not None and words(texts.load().x["input_ids"][1].tolist()).startswith("to run")
+    assert words_of(problem.images(5, 0)) is None
 
 
 def test_served_again_at_the_end_of_its_stream_nothing_is_done(deployment, folder):

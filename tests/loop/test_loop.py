@@ -342,7 +342,7 @@ def test_as_many_labels_as_were_asked_for_are_shown_and_unknown_ones_judge_nothi
     with problem.loop(tmp_path, problem.net) as loop:
         trace = loop.run(Tensors(stream.x, y), labels=problem.WINDOW)
         assert [row.content.get("labels", 0) for row in rows(loop, "window")] == [0, 3, problem.WINDOW]
-    assert [r.name for r in trace.entries[0].readings] == ["seconds"]
+    assert [r.name for r in trace.entries[0].readings if r.name != "memory"] == ["seconds"]
     assert [entry["accuracy"].value for entry in trace.entries[1:]] == [1.0, 1.0]
     with problem.loop(tmp_path / "b", problem.net) as loop, pytest.raises(InputError, match="0 or more; got -1"):
         loop.run(Tensors(stream.x, y), labels=-1)

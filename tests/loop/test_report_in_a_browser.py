@@ -1,11 +1,16 @@
-"""The loop's report in Chromium: nothing is cut off on a hand-held screen, and the console is silent."""
+"""The loop's report in Chromium, which is driven over its debugging pipe: widths, schemes, keys, print, silence."""
 
 from __future__ import annotations
 
-import re
+import json
+import os
 import shutil
-import subprocess
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +18,8 @@ import torch
 from homeostat.core.reading import Reading
 from homeostat.core.trace import Entry, Trace
 from homeostat.loop.plan import Plan
-from homeostat.loop.reporting import report
+from homeostat.loop.reporting.page import report
+from homeostat.loop.samples import Pair, Side
 from homeostat.loop.store import Row
 
 LONG = 'ARemedyWithAVeryLongName(learning_rate=0.00025, pattern="layer4.1.bn2.weight", blend=0.1)'
@@ -46,56 +52,247 @@ def everything(folder: Path) -> Path:
         Row(12, "propose", {"tried": ["A", LONG], "left": {LONG: "w" * 200}}),
         Row(15, "decision", {"verdicts": verdicts}),
         Row(15, "commit", {"from": "source", "to": LONG, "why": "w" * 200}, "0" * 64),
+        *(Row(i, "alarm", {"kind": "classes", "text": "classes moved", "since": [1, 1, 1]}) for i in (20, 25)),
         *(Row(i, "window", {"served": LONG if i > 15 else "source", "ms": 5.0, "entropy": 0.3}) for i in range(30)),
     ]
     readings = (Reading("seconds", 0.1), Reading("accuracy", 0.8), Reading("frozen", 0.7))
     trace = Trace(tuple(Entry(i, "source", str(i // 10), readings) for i in range(30)))
     pictures = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     names = ["clean", "p" * 100, "clean again"]
+    numbers, tokens = torch.arange(40.0).view(4, 10).exp(), torch.full((4, 9), 119)
+    kept = {"x": pictures[:4]}, {"x": numbers}, {"x.input_ids": tokens, "x.attention_mask": tokens}
+    samples = {
+        step: Pair(step, Side("n" * 100, leaves), Side("after", leaves))
+        for step, leaves in zip((12, 20, 25), kept, strict=True)
+    }
     return report(
         rows, trace, folder / "report.html", title="t" * 200, phases=names, examples=[("e" * 100, pictures)],
-        about={"k" * 80: "v" * 300},
+        about={"k" * 80: "v" * 300}, samples=samples, words=lambda ids: "".join(map(chr, ids)) * 20,
     )  # fmt: skip
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PROBE = (
-    "<script>addEventListener('load', () => { const page = document.scrollingElement;"
-    "parent.postMessage(innerWidth + ' ' + page.scrollWidth, '*') })</script>"
-)
-FRAME = (
-    "<!DOCTYPE html><p id='said'></p><iframe src='{}' style='width:390px;height:4000px;border:0'></iframe>"
-    "<script>addEventListener('message', e => document.getElementById('said').textContent = e.data)</script>"
-)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-sync", "--disable-component-update", "--hide-scrollbars", "--remote-debugging-pipe",
+)  # fmt: skip
 
 
-def seen_in_a_browser(folder: Path, text: str) -> tuple[int, int, list[str]]:
-    """Width of the view, width of the page, and what the console said, at 390 pixels.
+class Browser:
+    """A headless Chromium with one page, and what that page asked for and said."""
 
-    The page lies in a frame because a browser's own window has a least width; a probe is added to a copy, whose policy
-    is first made to allow it.
-    """
-    allowed = text.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
-    (folder / "copy.html").write_text(allowed.replace("</head>", PROBE + "</head>"), encoding="utf-8")
-    (folder / "frame.html").write_text(FRAME.format("copy.html"), encoding="utf-8")
-    flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--enable-logging=stderr",
-        "--hide-scrollbars", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--virtual-time-budget=3000", f"--user-data-dir={folder / 'profile'}",
-        "--dump-dom", (folder / "frame.html").as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run([str(CHROMIUM), *flags], capture_output=True, text=True, timeout=60)
-    said = re.search(r'id="said">(\d+) (\d+)<', done.stdout)
-    assert said, done.stdout[:500] + done.stderr[-500:]
-    return int(said[1]), int(said[2]), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    def __init__(self, profile: str):
+        theirs, self._to = os.pipe()
+        self._from, there = os.pipe()
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2),
+            (os.POSIX_SPAWN_DUP2, theirs, 3), (os.POSIX_SPAWN_DUP2, there, 4),
+        ]  # fmt: skip
+        program = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}"]
+        self._process = os.posix_spawn(program[0], program, dict(os.environ), file_actions=actions, setpgroup=0)
+        os.close(theirs)
+        os.close(there)
+        self._rest, self._number, self._session = b"", 0, ""
+        self.asked: list[str] = []
+        self.said: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> Any:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        os.write(
+            self._to, json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
+        )
+        while (heard := self._hear()).get("id") != self._number:
+            pass
+        assert "error" not in heard, heard
+        return heard["result"]
+
+    def _hear(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            more = os.read(self._from, 1 << 20)
+            assert more, "Chromium has gone"
+            self._rest += more
+        text, _, self._rest = self._rest.partition(b"\0")
+        heard = json.loads(text)
+        params = heard.get("params", {})
+        if heard.get("method") == "Network.requestWillBeSent":
+            self.asked.append(params["request"]["url"])
+        if heard.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+            self.said.append(json.dumps(params))
+        return heard
+
+    def open(self, path: Path, width: int = 1280, scheme: str = "light") -> None:
+        self.asked, self.said = [], []
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 700
+        )
+        self.media("screen", scheme)
+        self.call("Page.navigate", url=path.as_uri())
+        while self.js("document.readyState") != "complete":
+            time.sleep(0.02)
+
+    def media(self, media: str, scheme: str = "light") -> None:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
+
+    def js(self, expression: str) -> Any:
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def press(self, key: str, code: int) -> None:
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def close(self) -> None:
+        os.killpg(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
+        os.close(self._to)
+        os.close(self._from)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
-def test_at_390_pixels_nothing_is_cut_off_and_the_console_is_silent(tmp_path):
-    full = everything(tmp_path).read_text(encoding="utf-8")
-    assert seen_in_a_browser(tmp_path, full) == (390, 390, [])
-    spoilt = full.replace("<main", "<script>console.error('seen')</script><div style='width:900px'>wide</div><main")
-    view, page, console = seen_in_a_browser(tmp_path, spoilt)
-    assert view == 390
-    assert page >= 900
-    assert any("seen" in line for line in console)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        made = Browser(profile)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    return everything(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Path:
+    """300 alarms in 10,000 windows, each with inputs from before and after it, and as many phases as fill pages."""
+    rows = [Row(i, "window", {"served": "source", "ms": 5.0, "entropy": 0.3}) for i in range(10_000)]
+    steps = list(range(30, 9_930, 33))
+    alarm = {"kind": "features", "text": "features moved", "since": [2, 1, 3], "shift": "label", "shift_text": "so"}
+    for step in steps:
+        rows += [Row(step, "alarm", alarm), Row(step, "propose", {"tried": ["A"], "passes": {"A": 1.0}, "left": {}}),
+                 Row(step + 3, "keep", {"served": "source", "why": "no"})]  # fmt: skip
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    pairs = {step: Pair(step, Side("before it", {"x": x}), Side("after it", {"x": x.flip(3)})) for step in steps}
+    readings = (Reading("seconds", 0.1), Reading("accuracy", 0.8), Reading("frozen", 0.7))
+    trace = Trace(tuple(Entry(i, "source", str(i // 100), readings) for i in range(10_000)))
+    path = tmp_path_factory.mktemp("long") / "report.html"
+    return report(rows, trace, path, samples=pairs)
+
+
+def widths(browser: Browser) -> tuple[int, int]:
+    return browser.js("innerWidth"), browser.js("document.scrollingElement.scrollWidth")
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_off_nothing_is_asked_for_and_the_console_is_silent(browser, page, width, scheme):
+    browser.open(page, width, scheme)
+    assert widths(browser) == (width, width)
+    assert [url for url in browser.asked if not url.startswith("data:")] == [page.as_uri()]
+    assert browser.said == []
+    assert browser.js("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+
+
+def test_the_browser_notices_what_is_too_wide_asks_or_speaks(browser, page, tmp_path):
+    allowed = page.read_text(encoding="utf-8").replace("default-src 'none';", "script-src 'unsafe-inline';")
+    spoilt = "<script>console.error('seen')</script><img src='more.png'><div style='width:900px;color:#999'>wide</div>"
+    (tmp_path / "spoilt.html").write_text(allowed.replace("img-src data:", "").replace("<footer", spoilt + "<footer"))
+    browser.open(tmp_path / "spoilt.html", 390)
+    view, wide = widths(browser)
+    assert wide >= 900 > view or view >= 900, "a phone zooms out to what is too wide"
+    assert any(url.endswith("more.png") for url in browser.asked)
+    assert any("seen" in said for said in browser.said)
+    assert any(found.startswith("wide ") for found in browser.js(CONTRAST))
+
+
+CONTRAST = """(() => {
+  const lit = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => { v /= 255;
+      return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 }); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+  const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$/.test(c) && c !== 'transparent') return c } return 'rgb(255, 255, 255)' };
+  const found = []; const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) { const e = walk.currentNode.parentElement, s = getComputedStyle(e);
+    if (!walk.currentNode.data.trim() || !e.getClientRects().length || e.closest('.hidden, .skip, style')) continue;
+    const a = lit(e.closest('svg') ? s.fill : s.color), b = lit(behind(e));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push(walk.currentNode.data.trim().slice(0, 30) + ' ' + ratio.toFixed(2)) }
+  return found })()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_word_stands_out_from_what_is_behind_it(browser, page, long, scheme):
+    for path in (page, long):
+        browser.open(path, scheme=scheme)
+        assert browser.js(CONTRAST) == []
+
+
+def test_long_tables_are_paged_with_the_keyboard_alone(browser, long):
+    browser.open(long)
+    assert long.stat().st_size < 5e6
+
+    def shown(section: str, what: str) -> list[str]:
+        texts = f"[...document.querySelectorAll('#{section} .page {what}')].filter(e => e.getClientRects().length)"
+        return browser.js(f"{texts}.map(e => e.textContent)")
+
+    first = shown("evidence", "tr th")
+    assert first == [f"{step:,}" for step in range(30, 30 + 20 * 33, 33)]
+    groups = []
+    for _ in range(40):  # tab through the page
+        browser.press("Tab", 9)
+        if name := browser.js("document.activeElement.name || ''"):
+            groups.append(name)
+            assert browser.js("getComputedStyle(document.activeElement.parentElement).outlineStyle") == "solid"
+        if name == "p-alarms":
+            break
+    assert groups == ["p-phases", "p-events", "p-alarms"], "a stop a pager: arrows move within"
+    browser.press("ArrowRight", 39)
+    assert shown("evidence", "tr th") == [f"{step:,}" for step in range(30 + 20 * 33, 30 + 40 * 33, 33)]
+    assert "Page 2 of 15: windows 690 to 1,317" in browser.js("document.activeElement.ariaLabel")
+    browser.press("ArrowLeft", 37)
+    assert shown("evidence", "tr th") == first
+    browser.press("ArrowLeft", 37)
+    assert shown("evidence", "tr th")[-1] == f"{steps_of(long)[-1]:,}", "from the first page to the last"
+    assert len(shown("events", "h3")) == 5 and len(shown("phases", "tr th")) == 20
+
+
+def steps_of(long: Path) -> list[int]:
+    return list(range(30, 9_930, 33))
+
+
+def test_print_shows_every_page_and_no_control(browser, long):
+    browser.open(long)
+    count = "[...document.querySelectorAll('{}')].filter(e => e.getClientRects().length).length"
+    assert browser.js(count.format("#events h3")) == 5
+    browser.media("print")
+    assert browser.js(count.format("#events h3")) == 300
+    assert browser.js(count.format(".pager, nav, .skip")) == 0
+    assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_who_hears_the_page_is_told_of_every_part(browser, page):
+    browser.open(page)
+    browser.call("Accessibility.enable")
+    nodes = [n for n in browser.call("Accessibility.getFullAXTree")["nodes"] if not n.get("ignored")]
+    roles: dict[str, list[str]] = {}
+    for node in nodes:
+        roles.setdefault(node["role"]["value"], []).append(str(node.get("name", {}).get("value", "")))
+    for role in ("banner", "main", "contentinfo", "navigation"):
+        assert len(roles[role]) == 1, role
+    assert len(roles["region"]) >= 8 and all(roles["region"])
+    assert len(roles["image"]) >= 7 and all(len(name) > 20 for name in roles["image"])
+    assert len(roles["table"]) >= 5 and all(roles["table"]), "a caption names each table"
+    assert roles["heading"][0] == "t" * 199 + "…" or roles["heading"][0] == "t" * 200
+    browser.press("Tab", 9)
+    assert browser.js("document.activeElement.className") == "skip"
+    assert browser.js("document.activeElement.getBoundingClientRect().top") >= 0, "it is seen when it has the focus"
+    browser.press("Enter", 13)
+    assert browser.js("document.activeElement.id") == "main"

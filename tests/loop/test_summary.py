@@ -8,7 +8,7 @@ from scipy import stats
 
 from homeostat.core.reading import Reading
 from homeostat.core.trace import Entry, Trace
-from homeostat.loop import summary
+from homeostat.loop.reporting import summary
 from homeostat.loop.store import Row
 
 

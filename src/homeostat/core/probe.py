@@ -23,7 +23,7 @@ from homeostat.core.fork import fork, unwrap
 from homeostat.core.intake import as_data
 from homeostat.core.method import Method
 from homeostat.core.online import Online
-from homeostat.core.reading import Reading
+from homeostat.core.reading import Reading, Readings
 from homeostat.core.run import Run
 from homeostat.core.taps import tapped
 from homeostat.core.task import Classify, Task
@@ -128,7 +128,7 @@ def read(
     kits: Mapping[Probe, nn.Module] | None = None,
     batch: int = 256,
     run: Run = Run(),
-) -> list[Reading]:
+) -> Readings:
     """Measure several probes with one forward pass.
 
     Args:
@@ -164,9 +164,9 @@ def measure(
     *,
     kits: Mapping[Probe, nn.Module] | None = None,
     run: Run = Run(),
-) -> list[Reading]:
+) -> Readings:
     """Measure several probes from outputs that are already there."""
-    readings = []
+    readings = Readings()
     for probe in probes:
         kit = (kits or {}).get(probe)
         kit = probe.kit(model, world, run=run) if kit is None else kit

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
+
+from homeostat.core import plotting, tables
+
+if TYPE_CHECKING:
+    import pandas
 
 Better = Literal["higher", "lower", "none"]
 
@@ -73,6 +78,29 @@ class Reading:
         around = f" [{self.interval.low:.4g}, {self.interval.high:.4g}]" if self.interval else ""
         return f"{self.name} {self.value:.4g}{around}{' ' + self.unit if self.unit else ''}"
 
+    def plot(self, backend: plotting.Backend | Any = "matplotlib", array: str | None = None) -> Any:
+        """A figure: what the arrays say (a reliability diagram, bars by class), else the value with its interval.
+
+        Args:
+            backend: `"matplotlib"` gives a `matplotlib.figure.Figure`, `"plotly"` a `plotly.graph_objects.Figure`.
+            array: draw this array; one of `arrays` that has one dimension.
+
+        Raises:
+            MissingExtra: the library is not installed. InputError: it is another one, or there is no such array.
+        """
+        return plotting.plot_reading(self, backend, array)
+
+    def to_pandas(self, *, arrays: bool = False) -> pandas.DataFrame:
+        """One row with value, interval and finding; or the arrays, a column each.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return tables.frame_of_arrays(self) if arrays else tables.frame_of_readings([self])
+
+    def _repr_html_(self) -> str:
+        return tables.html_of_readings([self])
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready, without the arrays; values that are not finite become None."""
         row: dict[str, object] = {"name": self.name, "value": _finite(self.value), "unit": self.unit}
@@ -83,6 +111,25 @@ class Reading:
             found = {k: v for k, v in vars(self.finding).items() if v not in (None, (), "")}
             row["finding"] = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
         return row
+
+
+class Readings(list[Reading]):
+    """A list of readings that notebooks show as a table.
+
+    >>> Readings([Reading("accuracy", 0.8), Reading("ece", 0.1)])[1].name
+    'ece'
+    """
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row a reading.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return tables.frame_of_readings(self)
+
+    def _repr_html_(self) -> str:
+        return tables.html_of_readings(self)
 
 
 def _finite(value: float) -> float | None:

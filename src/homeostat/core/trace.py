@@ -10,12 +10,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from homeostat.core import plotting, tables
 from homeostat.core.errors import InputError
 from homeostat.core.reading import Reading
 from homeostat.core.run import Run
 from homeostat.core.spec import Spec
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,33 @@ class Trace:
             for e in self.entries
             for r in e.readings
         ]
+
+    def plot(
+        self, backend: plotting.Backend | Any = "matplotlib", *, names: Sequence[str] = (), subjects: Sequence[str] = ()
+    ) -> Any:
+        """A figure with a panel for each reading's name and in it a line for each subject, over steps.
+
+        Args:
+            backend: `"matplotlib"` gives a `matplotlib.figure.Figure`, `"plotly"` a `plotly.graph_objects.Figure`.
+            names: of readings; all by default, a dozen at most.
+            subjects: whose; all by default, a dozen at most.
+
+        Raises:
+            MissingExtra: the library is not installed.
+            InputError: it is another one, a name is not in the trace, or there is too much for one figure.
+        """
+        return plotting.plot_trace(self, backend, names, subjects)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A row for each reading: step, subject, where, name, value, interval, unit and note.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return tables.frame_of_trace(self)
+
+    def _repr_html_(self) -> str:
+        return tables.html_of_trace(self)
 
 
 class Choose(Spec, abstract=True):

@@ -7,6 +7,7 @@ from .network import Network as Network
 from .operate import Status as Status, history as history, rollback as rollback, status as status
 from .plan import Plan as Plan
 from .propose import Bandit as Bandit, ByRecord as ByRecord
-from .reporting import report as report
+from .reporting.page import report as report
+from .samples import Samples as Samples
 from .serving import Served as Served, serve as serve, write_report as write_report
 from .store import Row as Row, Store as Store

@@ -68,6 +68,10 @@ class Controller:
         repertoire: the candidates.
         plan, run: the loop's.
         say: told what happens.
+
+    Attributes:
+        recent: the last windows' inputs, oldest first.
+        tried: logits of the candidates that ran in shadow on the last window, by name.
     """
 
     def __init__(self, frozen: nn.Module, before: Outputs, repertoire: Repertoire, plan: Plan, run: Run, say: Say):
@@ -76,6 +80,7 @@ class Controller:
         self.error_before = 1 - float((before.logits.argmax(-1) == before.labels).float().mean())
         self.state, self.progress = LoopState(fork(frozen)), Progress(wait=plan.retry)
         self.recent: list[Batch] = []
+        self.tried: dict[str, Tensor] = {}
         self.trace = Trace()
         plan.monitor.begin(before, self.state.carry, self.error_before)
 
@@ -89,6 +94,7 @@ class Controller:
         now, plan = self.progress, self.plan
         trial = now.phase == "trial"
         tried = self._shadow(window) if trial else []
+        self.tried = {t.name: out for t, out in zip(now.trials, tried, strict=False) if out is not None}
         self.ledger.add(now.at, window.batch.id, window.seen.logits, window.out, tried)
         arrived = self._settle_labels(window)
         self._keep_inputs(window.batch, arrived)
@@ -175,7 +181,8 @@ class Controller:
         left |= dict.fromkeys(set(names) - {trial.name for trial in now.trials}, "it is what is served")
         self.ledger.begin_trial()
         now.since = now.at
-        self.say("propose", {"tried": [trial.name for trial in now.trials], "left": left}, None)
+        passes = {trial.name: self.repertoire.passes(trial.name) for trial in now.trials}
+        self.say("propose", {"tried": list(passes), "passes": passes, "left": left}, None)
         if any(not trial.refused for trial in now.trials):
             now.phase = "trial"
         else:

@@ -20,7 +20,8 @@ from homeostat.data import digits, fashion_mnist
 from homeostat.fit import Cosine, Fit, Recipe, Supervised
 from homeostat.loop.loop import Loop
 from homeostat.loop.plan import Plan
-from homeostat.loop.reporting import report
+from homeostat.loop.reporting.page import report
+from homeostat.loop.samples import Samples
 from homeostat.nn.normalized import Normalized
 from homeostat.nn.optimizers import SGD
 from homeostat.nn.resnet import ResNet
@@ -95,7 +96,8 @@ def demo(folder: Path | str, *, labels: int = 0, plan: Plan = Plan(), run: Run =
         }  # fmt: skip
         path = report(
             list(loop.store.rows()), trace, store / "report.html", title="A network kept within its limits",
-            phases=[phase for phase, _ in STREAM], examples=_examples(stream), about=about,
+            phases=[phase for phase, _ in STREAM], examples=_examples(stream), samples=Samples(store).read(),
+            about=about,
         )  # fmt: skip
     return Shown(path, store, trace, name)
 

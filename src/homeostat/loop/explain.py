@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from homeostat.core.errors import InputError
-from homeostat.loop import story
 from homeostat.loop.journal import Row
 from homeostat.loop.judged import Judged
 from homeostat.loop.record import record
-from homeostat.loop.summary import SOURCE, Stream
+from homeostat.loop.reporting import story, wording
+from homeostat.loop.reporting.summary import SOURCE, Stream
 
 NAMES = {"alarm": "alarm", "propose": "trial begun", "commit": "commit", "rollback": "rollback", "keep": "no change"}
 
@@ -99,11 +99,11 @@ def _quiet(step: int, rows: Sequence[Row], stream: Stream, groups: Sequence[Sequ
     if math.isfinite(ours) and math.isfinite(theirs):
         who = "labels" if stream.judge == "all" else "the labels that came"
         before.append(
-            f"By {who}, {story.percent(ours)} of the answers were right; the network as deployed alone: "
-            f"{story.percent(theirs)}."
+            f"By {who}, {wording.percent(ours)} of the answers were right; the network as deployed alone: "
+            f"{wording.percent(theirs)}."
         )
     if window is not None and (lost := int(window.content.get("lost", 0))):
-        before.append(f"{story.several(lost, 'label')} came too late: what was answered then is not kept any more.")
+        before.append(f"{wording.several(lost, 'label')} came too late: what was answered then is not kept any more.")
     before.append("No alarm was raised, no candidate was on trial and nothing was changed.")
     near = bisect_right([group[0].step for group in groups], step)
     after = []
@@ -123,10 +123,10 @@ def _answering(rows: Sequence[Row], first: Row | None, answers: bool = False) ->
     switches = [row for row in rows[:place] if row.kind in ("commit", "rollback")]
     word = "answered" if answers else "was answering"
     if not switches:
-        return f"{_capital(story.called(SOURCE))} {word}, as from the beginning."
+        return f"{_capital(wording.called(SOURCE))} {word}, as from the beginning."
     last = switches[-1]
     return (
-        f"{_capital(story.called(last.content.get('to')))} {word}, put in service by the {last.kind} at window "
+        f"{_capital(wording.called(last.content.get('to')))} {word}, put in service by the {last.kind} at window "
         f"{last.step:,}."
     )
 
@@ -136,7 +136,7 @@ def _failed(rows: Sequence[Row], step: int) -> list[str]:
     window = next((row for row in rows if row.kind == "window" and row.step == step), None)
     if window is None or not window.content.get("failed"):
         return []
-    who = _capital(story.called(window.content.get("served")))
+    who = _capital(wording.called(window.content.get("served")))
     return [f"{who} could not answer at window {step:,}; the network as deployed answered instead."]
 
 
@@ -148,9 +148,9 @@ def _worth(stream: Stream, step: int, later: Row | None) -> str:
         return "What it was worth is not known: no label has judged a window since."
     ours, theirs = float(stream.accuracy[here].mean()), float(stream.frozen[here].mean())
     return (
-        f"In hindsight: over the {story.several(int(here.sum()), 'window')} that followed, {story.percent(ours)} of "
-        f"the answers were right; of the network as deployed it would have been {story.percent(theirs)} "
-        f"({story.points(ours - theirs)} points)."
+        f"In hindsight: over the {wording.several(int(here.sum()), 'window')} that followed, {wording.percent(ours)} "
+        f"of the answers were right; of the network as deployed it would have been {wording.percent(theirs)} "
+        f"({wording.points(ours - theirs)} points)."
     )
 
 
@@ -165,7 +165,7 @@ def _short(group: Sequence[Row]) -> str:
     text = f"{NAMES.get(first.kind, first.kind)} at window {first.step:,}"
     if last is first or last.kind == "propose":
         return text
-    end = {"commit": f"which led to the commit of {story.called(last.content.get('to'))}",
+    end = {"commit": f"which led to the commit of {wording.called(last.content.get('to'))}",
            "rollback": "which led to a rollback"}.get(last.kind, "which changed nothing")  # fmt: skip
     return f"{text}, {end} at window {last.step:,}"
 

@@ -21,7 +21,14 @@ from homeostat.loop.record import JUDGED
 
 _UNITS: dict[str, tuple[str, Better]] = {
     "accuracy": ("fraction", "higher"), "frozen": ("fraction", "higher"), "seconds": ("s", "lower"),
+    "memory": ("MiB", "lower"),
 }  # fmt: skip
+TRIED = "on trial: "
+"""Begins the names of readings of candidates in shadow; what follows is the candidate's name."""
+
+
+def _told(name: str) -> bool:
+    return name in _UNITS or name.startswith(TRIED)
 
 
 class Judged:
@@ -40,7 +47,7 @@ class Judged:
     def __call__(self, event: Event) -> None:
         """Note a served window; other events are passed over."""
         if event.name == "window" and event.step > 0:
-            said = {name: event.values[name] for name in ("served", "where", *_UNITS) if name in event.values}
+            said = {name: value for name, value in event.values.items() if name in ("served", "where") or _told(name)}
             self._total = event.total
             self._write([{"step": event.step - 1, "of": event.total, **said}])
 
@@ -49,7 +56,7 @@ class Judged:
         said = []
         for entry in trace:
             if self._places.get(entry.step) != entry.where:
-                values = {reading.name: reading.value for reading in entry.readings if reading.name in _UNITS}
+                values = {reading.name: reading.value for reading in entry.readings if _told(reading.name)}
                 told = {"served": entry.subject, "where": entry.where, **values}
                 said.append({"step": entry.step, "of": self._total, **told})
         self._write(said)
@@ -75,9 +82,10 @@ class Judged:
         entries = []
         for step, line in sorted(found.items()):
             readings = [
-                Reading(name, float(line[name]), unit=unit, better=better)
-                for name, (unit, better) in _UNITS.items()
-                if isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
+                Reading(name, float(value), unit=unit, better=better)
+                for name, value in line.items()
+                for unit, better in [_UNITS.get(name, ("fraction", "higher"))]
+                if _told(name) and isinstance(value, (int, float)) and math.isfinite(value)
             ]
             entries.append(Entry(step, str(line.get("served", "")), str(line.get("where", "")), tuple(readings)))
         return Trace(tuple(entries))

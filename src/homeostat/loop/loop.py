@@ -32,6 +32,7 @@ from homeostat.loop.controller import Controller, Window
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import LoopState, Progress
 from homeostat.loop.repertoire import Repertoire, labelled_before
+from homeostat.loop.samples import Samples
 from homeostat.loop.sensor import Sensor
 from homeostat.loop.store import SWITCHES, Row, Store
 from homeostat.loop.stream import follow
@@ -154,6 +155,9 @@ class Loop:
         # journal says; and what cannot be written must not leave a window half learnt from.
         name = None if model is None else self.store.keep(model)
         self._rows.append(Row(self.progress.at, kind, content, name))
+        if kind == "alarm" and not content["again"] and self.plan.samples:
+            recent, since, before = self.controller.recent, content["since"][0], self.repertoire.before
+            Samples(self.store.path).keep(self.progress.at, recent, max(1, since), before, self.plan.samples)
 
     # -- serve
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from homeostat.core.errors import SpecError
 from homeostat.core.probe import Probe
-from homeostat.core.spec import Count, Fraction, Positive, Spec
+from homeostat.core.spec import Count, Fraction, Index, Positive, Spec
 from homeostat.core.trace import Choose
 from homeostat.loop.monitor import Monitor
 from homeostat.loop.propose import Bandit
@@ -36,6 +36,8 @@ class Plan(Spec):
         wait: windows for which predictions wait for labels; later labels are counted as lost.
         memory: windows whose inputs are kept, at least `trial`, which None means; a refit on labels that come late
             wants as many more as they take.
+        samples: inputs kept at each alarm for people to look at, so many from before the shift and so many from after
+            it; 0 keeps none.
         snapshot: windows between snapshots of all state; a resumed run replays what came after the last.
         checkpoints: how many of the newest commits and rollbacks keep their checkpoint; None keeps all. The deployed
             network, what is served and what was served before it are always kept.
@@ -58,6 +60,7 @@ class Plan(Spec):
     retry: Count = 20
     wait: Count = 50
     memory: Count | None = None
+    samples: Index = 4
     snapshot: Count = 50
     checkpoints: Count | None = 10
     monitor: Monitor = Monitor()

@@ -203,6 +203,10 @@ class Repertoire:
                 self._estimates[name, likely] = Unknown()
         return self._estimates[name, likely]
 
+    def passes(self, name: str) -> float:
+        """Forward passes a sample that a candidate costs while it acts, by its card."""
+        return 1.0 if name == "source" else self.remedies[name].card.passes
+
     def loss_before(self, model: nn.Module) -> float:
         """How much accuracy a model loses on data from before, against the frozen network."""
         total, count = 0.0, len(self._checked)

@@ -18,12 +18,15 @@ from homeostat.core.errors import HomeostatError, StoreError
 from homeostat.core.method import Shift
 from homeostat.core.run import Event, ignore
 from homeostat.core.trace import Trace
+from homeostat.data.strings import Tokenized
 from homeostat.loop.alerts import Alerts
 from homeostat.loop.deployment import Deployment, begun, check_same, deploy, kept_deployment, open_stream
 from homeostat.loop.judged import Judged
 from homeostat.loop.operate import Status, status
 from homeostat.loop.record import DEPLOYMENT, check_store, record, windows_in_all
-from homeostat.loop.reporting import report
+from homeostat.loop.reporting.page import report
+from homeostat.loop.reporting.pictures import Words
+from homeostat.loop.samples import Samples
 from homeostat.shift.schedule import Clean, Phases
 
 REPORT = "report.html"
@@ -131,9 +134,9 @@ def write_report(store: str | Path, path: str | Path | None = None) -> Path:
     with record(folder) as journal:
         rows = list(journal.rows())
     trace = Judged(folder).trace()
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"samples": Samples(folder).read()}
     if (folder / DEPLOYMENT).is_file():
-        more = _about(kept_deployment(folder), trace, windows_in_all(folder))
+        more |= _about(kept_deployment(folder), trace, windows_in_all(folder))
     return report(rows, trace, folder / REPORT if path is None else path, **more)
 
 
@@ -150,7 +153,7 @@ def _about(deployment: Deployment, trace: Trace, total: int | None) -> dict[str,
     if total is not None:
         about["Windows in the stream"] = f"{total:,}"
     phases = phase_names(deployment.shift)
-    return {"about": about, "phases": phases, "examples": _examples(deployment, trace, phases)}
+    return {"about": about, "phases": phases, **_inputs(deployment, trace, phases)}
 
 
 def phase_names(shift: Shift | None) -> list[str]:
@@ -176,23 +179,30 @@ def in_words(spec: Any) -> str:
     return type(spec).__name__ + (f" ({', '.join(said)})" if said else "")
 
 
-def _examples(deployment: Deployment, trace: Trace, phases: Sequence[str]) -> list[tuple[str, Tensor]]:
-    """The first inputs from before and of each phase, where they are pictures and can still be read."""
+def _inputs(deployment: Deployment, trace: Trace, phases: Sequence[str]) -> dict[str, Any]:
+    """The first inputs from before and of each phase, where they are pictures; how tokens are read, where they are."""
     first: dict[str, int] = {}
     for entry in trace:
         first.setdefault(entry.where, entry.step * deployment.plan.window)
     try:
         assert deployment.before is not None
         stream = open_stream(deployment)
-        found = [("from before", _pictures(deployment.before.read(), 0))]
+        before = deployment.before.read()
+        found = [("from before", _pictures(before, 0))]
         for where, place in first.items():
             name = phases[int(where)] if where.isdecimal() and int(where) < len(phases) else where or "the stream"
             window = place // deployment.plan.window
             found.append((f"{name}, from window {window} on", _pictures(stream, place)))
     except HomeostatError:
         # The data may be gone when a report is written again; the rest of it does not need them.
-        return []
-    return [(name, x) for name, x in found if x is not None]
+        return {}
+    return {"examples": [(name, x) for name, x in found if x is not None], "words": words_of(before, stream)}
+
+
+def words_of(*data: Data) -> Words | None:
+    """What reads the tokens of data that know their texts; None where none do."""
+    tokenizers = [part.tokenizer for part in data if isinstance(part, Tokenized)]
+    return next((made.decode for made in tokenizers if hasattr(made, "decode")), None)
 
 
 def _pictures(data: Data, start: int) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from homeostat.core.errors import InputError
 from homeostat.core.reading import Reading
 from homeostat.core.task import check_labels
 from homeostat.core.trace import Entry, Trace
+from homeostat.loop.judged import TRIED
 from homeostat.loop.verify import share_right
 
 if TYPE_CHECKING:
@@ -43,12 +45,26 @@ def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
             for name, logits in (("accuracy", out), ("frozen", loop.seen.logits)):
                 value = share_right(logits[known], batch.labels[known])
                 readings.append(Reading(name, value, unit="fraction", better="higher"))
+            for name, logits in loop.controller.tried.items():
+                value = share_right(logits[known], batch.labels[known])
+                readings.append(Reading(TRIED + name, value, unit="fraction", better="higher"))
+        if (memory := peak_memory()) is not None:
+            readings.append(Reading("memory", memory, unit="MiB", better="lower"))
         where = str(int(batch.meta["phase"][0])) if "phase" in batch.meta else ""
         entries.append(Entry(step, served, where, tuple(readings)))
         seen = {reading.name: reading.value for reading in readings}
         loop.setup.emit("window", step + 1, total, served=served, where=where, **seen)
     loop.snapshot()
     return Trace(tuple(entries))
+
+
+def peak_memory() -> float | None:
+    """Most memory that this process ever held, in MiB; None where the system does not say it in `/proc`."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def revealed(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:

@@ -69,6 +69,7 @@ class Verdict:
         gain: over what is served, a fraction: measured on labels where there are any, else estimated.
         low: lower bound of the estimate, where it is calibrated.
         labels: how many labels there were.
+        lost: accuracy lost on data from before, a fraction; None where nobody asked, for it is no better anyway.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Verdict:
     gain: float | None = None
     low: float | None = None
     labels: int = 0
+    lost: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -106,8 +108,10 @@ def judge(
     if trial.refused:
         return Verdict(trial.name, "refused", trial.refused)
     verdict = _weighed(trial, mine, theirs, wanted, alpha)
-    if verdict.word == "better" and (loss := lost()) > anchor:
-        verdict.word, verdict.why = "refused", f"it loses {loss:.1%} on data from before; {verdict.why}"
+    if verdict.word == "better":
+        verdict.lost = round(lost(), 5) + 0.0  # no -0.0
+        if verdict.lost > anchor:
+            verdict.word, verdict.why = "refused", f"it loses {verdict.lost:.1%} on data from before; {verdict.why}"
     return verdict
 
 

@@ -1,26 +1,19 @@
-"""The report's pictures: its charts with their captions and keys, and example inputs as PNG inside the page."""
+"""The report's charts with their captions and keys."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
-from torch import Tensor
 
-from homeostat.core.errors import DtypeError, InputError
-from homeostat.loop import story, summary
-from homeostat.loop.charts import Chart, Lane, Line, Shape, Span, windows_a_point
+from homeostat.loop.reporting import summary, wording
+from homeostat.loop.reporting.charts import Chart, Lane, Line, Shape, Span, windows_a_point
+from homeostat.loop.reporting.summary import Phase, Stream
 from homeostat.loop.store import Row
-from homeostat.loop.summary import Phase, Stream
 
 WIDE, NARROW = 1010, 340
-PICTURES, GROUPS, PICTURE_BYTES = 12, 12, 1_500_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ def marks_of(rows: Sequence[Row], stream: Stream) -> list[Lane]:
     def lane(name: str, kind: str, shape: Shape) -> Lane:
         spans = list[Span]()
         for row in (row for row in rows if row.kind == kind and (name == "retry") == (id(row) in again)):
-            at, shift = stream.position(row.step), story.clip(row.content.get("shift") or "", 40)
+            at, shift = stream.position(row.step), wording.clip(row.content.get("shift") or "", 40)
             spans.append(Span(at, at, f"{name} at window {row.step:,}" + (f": {shift}" if shift else ""), shift))
         return Lane(name, kind, spans, shape)
 
@@ -69,25 +62,35 @@ def accuracy_figure(
     runs, lanes, known = summary.stretches(stream.served), list(marks), {name: letter for letter, name, _ in letters}
     for letter in [*known.values(), "other"]:
         mine = [s for s in runs if known.get(s.name, "other") == letter]
-        spans = [Span(s.first, s.last, f"{story.called(s.name)}: windows {stream.steps[s.first]:,} to "
+        spans = [Span(s.first, s.last, f"{wording.called(s.name)}: windows {stream.steps[s.first]:,} to "
                       f"{stream.steps[s.last]:,}") for s in mine]  # fmt: skip
         if spans:
             lanes.append(Lane(letter, "as-deployed" if mine[0].name == summary.SOURCE else "as-changed", spans))
     judged = bool(stream.judge)
-    lines = [Line(stream.accuracy, "served"), Line(stream.frozen, "frozen")] if judged else []
-    label = "Share of right answers over windows, of what was served and of the network as deployed." if judged else (
-        "Alarms, commits and rollbacks over windows; accuracy is not known."
-    )  # fmt: skip
+    lines = [Line(stream.best, "best"), Line(stream.accuracy, "served"), Line(stream.frozen, "frozen")]
+    label = "Alarms, commits and rollbacks over windows; accuracy is not known."
+    if judged:
+        means = [wording.percent(_mean(line.values)) for line in lines]
+        label = (
+            f"Share of right answers over windows: of what was served ({means[1]} on average), of the network as "
+            f"deployed ({means[2]}) and of the best in hindsight ({means[0]})."
+        )
     many = {"retry": "retries"}
-    counted = ", ".join(story.several(len(lane.spans), lane.name, many.get(lane.name, "")) for lane in marks)
+    counted = ", ".join(wording.several(len(lane.spans), lane.name, many.get(lane.name, "")) for lane in marks)
     axis = "right answers" if stream.judge != "revealed" else "right answers, on the labels that came"
-    chart = Chart(f"{label} Marked: {counted}.", axis if judged else "", stream.steps, lines, summary.shading(found),
-                  lanes, percent=True, height=230 if judged else 0)  # fmt: skip
+    chart = Chart(f"{label} Marked: {counted}.", axis if judged else "", stream.steps, lines if judged else [],
+                  summary.shading(found), lanes, percent=True, height=230 if judged else 0)  # fmt: skip
     caption = "Alarms with their diagnosis, commits and rollbacks, and what was answering, by its letter."
     if judged:
         caption = f"Top: how often the answers were right, window by window. Below: {caption[0].lower()}{caption[1:]}"
-    key = [("served", "as served"), ("frozen", "as deployed, left alone")] if judged else []
+    key = [("served", "as served"), ("frozen", "as deployed, left alone"), ("best", "best in hindsight")]
+    key = key if judged else []
     return Figure(chart, caption, key)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 def entropy_figure(stream: Stream, found: Sequence[Phase], marks: Sequence[Lane]) -> Figure | None:
@@ -113,34 +116,3 @@ def latency_figure(stream: Stream, found: Sequence[Phase]) -> Figure | None:
     chart = Chart(label, "milliseconds (each step is ten times the last)", stream.steps, lines,
                   summary.shading(found), log=True, height=190)  # fmt: skip
     return Figure(chart, "Time a window took. Windows in which candidates run beside what is served take longer.", key)
-
-
-def inline_pictures(examples: Sequence[tuple[str, Tensor | Any]]) -> list[tuple[str, int, list[str]]]:
-    """Per group its name, the width of its pictures, and the pictures as data addresses."""
-    groups = [(story.clip(name, 80), _checked(name, x)[:PICTURES]) for name, x in examples][:GROUPS]
-    for side in (96, 64, 32, 16):
-        made = [(name, [_png(x, side) for x in inputs]) for name, inputs in groups]
-        if sum(len(png) for _, pngs in made for png in pngs) <= PICTURE_BYTES:
-            break
-    return [(name, 64, pngs) for name, pngs in made]
-
-
-def _checked(name: str, x: Any) -> Tensor:
-    if not isinstance(x, Tensor) or x.is_complex():
-        raise DtypeError(f"examples {name!r} are {type(x).__name__}; a tensor [n, 1 or 3, height, width] is needed")
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape:
-        raise InputError(f"examples {name!r} have shape {tuple(x.shape)}; wanted is [n, 1 or 3, height, width]")
-    low, high = float(x.min()), float(x.max())
-    if not (low >= -1e-4 and high <= 1.0001):
-        raise InputError(f"examples {name!r} are in {low:.3g}..{high:.3g}; wanted is 0..1, before any normalisation")
-    return x.detach().float().cpu()
-
-
-def _png(x: Tensor, side: int) -> str:
-    pixels = (255 * x.clamp(0, 1)).round().byte().permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    if max(image.size) > side:
-        image.thumbnail((side, side))
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -15,7 +15,9 @@ import torch
 
 from homeostat.core.reading import Interval
 from homeostat.core.trace import Trace
-from homeostat.loop.charts import Span
+from homeostat.loop.judged import TRIED
+from homeostat.loop.reporting import hindsight
+from homeostat.loop.reporting.charts import Span
 from homeostat.loop.store import Row
 from homeostat.probe.intervals import student
 
@@ -44,6 +46,8 @@ class Stream:
         ms: milliseconds until the answers were there.
         seconds: everything: answers, watching, trials and journal.
         entropy: how uncertain the network as deployed was.
+        memory: most MiB that the process had held by then.
+        tried: accuracy of each candidate in the windows in which it was on trial.
         judge: which labels the accuracies come from: `"all"`, `"revealed"` (those the loop itself saw) or `""`.
     """
 
@@ -56,6 +60,8 @@ class Stream:
     seconds: np.ndarray
     entropy: np.ndarray
     judge: str
+    memory: np.ndarray = field(default_factory=lambda: np.empty(0))
+    tried: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Sequence[Row], trace: Trace) -> Stream:
@@ -71,10 +77,15 @@ class Stream:
         said = [windows.get(step, {}) for step in steps]
         read = [seen.get(step, {}) for step in steps]
 
+        names = sorted({name for readings in seen.values() for name in readings if name.startswith(TRIED)})
+
+        def taken(name: str) -> np.ndarray:
+            return np.array([r.get(name, math.nan) for r in read])
+
         def known(name: str, share: str) -> np.ndarray:
             if judge == "revealed":
                 return np.array([s[share] / s["labels"] if s.get("labels") else math.nan for s in said])
-            return np.array([r.get(name, math.nan) for r in read])
+            return taken(name)
 
         def noted(name: str) -> np.ndarray:
             return np.array([float(s.get(name, math.nan)) for s in said])
@@ -85,7 +96,8 @@ class Stream:
              for step, s in zip(steps, said, strict=True)],
             [entries[step].where if step in entries else "" for step in steps],
             known("accuracy", "right"), known("frozen", "frozen_right"), noted("ms"),
-            np.array([r.get("seconds", math.nan) for r in read]), noted("entropy"), judge,
+            taken("seconds"), noted("entropy"), judge, taken("memory"),
+            {name.removeprefix(TRIED): taken(name) for name in names},
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -94,6 +106,11 @@ class Stream:
     def position(self, step: int) -> int:
         """Where a window stands in the arrays; the nearest one when it is not there."""
         return min(bisect_left(self._order, step), len(self._order) - 1)
+
+    @cached_property
+    def best(self) -> np.ndarray:
+        """Accuracy of the best in hindsight; see `hindsight`."""
+        return hindsight.best(self.served, self.where, self.accuracy, self.frozen, self.tried)
 
     @cached_property
     def _order(self) -> list[int]:
@@ -109,7 +126,7 @@ class Phase:
         name: for a reader.
         stretches: where it is.
         windows: how many there are.
-        accuracy, frozen: means over the windows whose accuracy is known.
+        accuracy, frozen, best: means over the windows whose accuracy is known.
         difference: mean difference, a fraction, and its 95 % interval over windows where there are at least two.
         served: what was served and for how many windows, the longest first.
     """
@@ -120,6 +137,7 @@ class Phase:
     windows: int
     accuracy: float
     frozen: float
+    best: float
     difference: float
     interval: Interval | None
     served: list[tuple[str, int]]
@@ -145,14 +163,14 @@ def stretches(names: Sequence[str]) -> list[Stretch]:
 def measure(stream: Stream, name: str, where: Sequence[Stretch], number: int = 0) -> Phase:
     """The phase that consists of these stretches."""
     at = np.concatenate([np.arange(s.first, s.last + 1) for s in where])
-    ours, theirs = stream.accuracy[at], stream.frozen[at]
+    ours, theirs, most = stream.accuracy[at], stream.frozen[at], stream.best[at]
     both = np.isfinite(ours) & np.isfinite(theirs)
-    ours, theirs = ours[both], theirs[both]
+    ours, theirs, most = ours[both], theirs[both], most[both]
     gaps = torch.from_numpy(ours - theirs)
     interval = student(gaps, low=-1.0, high=1.0) if len(gaps) > 1 else None
-    right, alone = (float(v.mean()) if len(v) else math.nan for v in (ours, theirs))
+    right, alone, top = (float(v.mean()) if len(v) else math.nan for v in (ours, theirs, most))
     served = Counter(stream.served[i] for i in at).most_common()
-    return Phase(number, name, list(where), len(at), right, alone, right - alone, interval, served)
+    return Phase(number, name, list(where), len(at), right, alone, top, right - alone, interval, served)
 
 
 def phases(stream: Stream, names: Sequence[str]) -> list[Phase]:

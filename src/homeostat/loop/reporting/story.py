@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from homeostat.loop.reporting.summary import SOURCE, Stream
+from homeostat.loop.reporting.wording import amount, called, clip, percent, points, several
 from homeostat.loop.store import Row
-from homeostat.loop.summary import SOURCE, Stream
 
 TOLD = ("alarm", "propose", "decision", "commit", "rollback", "keep")
-LONGEST = 600
-"""Letters of a journal text that are shown; a remedy's error message may be a page."""
 
 MEANING = {
     "uncertain": "That alone does not say that answers got worse.",
     "certain": "Either the inputs are easier again, or the network is confidently wrong; certainty alone cannot tell.",
-    "features": "They are what the last layer gets to see; the network may be as sure of its answers as ever.",
+    "features": "Features are what the last layer gets to see; the network may be as sure of its answers as ever.",
     "classes": "Either these classes really come more or less often, or the network mistakes others for them.",
     "error": "This is seen on labels: answers of the network as deployed are wrong more often than before.",
 }
@@ -45,17 +43,29 @@ UNDECIDED = {
 }
 """What a candidate without a verdict came to, by what ended its trial."""
 
+OUTCOMES = {
+    "taken": "put in service", "refused": "refused: it would lose too much",
+    "not taken": "not taken: another promised more",
+}  # fmt: skip
+"""What became of a candidate whose loss on data from before was measured."""
 ENDING = {"commit": "change of what is served", "rollback": "back to safety", "keep": "nothing changed", "": "open"}
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate's row in an episode's table."""
+    """A candidate's row in an episode's table.
+
+    Attributes:
+        name, outcome, why: of the candidate.
+        taken: whether it was put in service.
+        right: how often it was right in the windows of its trial, in words, where labels judge; else empty.
+    """
 
     name: str
     outcome: str
     why: str
     taken: bool = False
+    right: str = ""
 
 
 @dataclass
@@ -70,6 +80,9 @@ class Episode:
         tried: the candidates and what became of them.
         after: sentences on what was done.
         checkpoint: hash of what is served from then on.
+        signals: the share of each signal in the alarm's evidence, the largest first.
+        alarm: window of its alarm, where that is a new one.
+        served: how often what answered was right in the windows of the trial, in words, where labels judge.
     """
 
     step: int
@@ -79,42 +92,9 @@ class Episode:
     tried: list[Tried] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
     checkpoint: str = ""
-
-
-def called(name: Any) -> str:
-    """A model's name for a reader."""
-    return "the network as deployed" if name == SOURCE else clip(name, 120)
-
-
-def clip(text: Any, most: int = LONGEST) -> str:
-    """The text, cut where it is too long to be read here."""
-    text = str(text)
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
-
-
-def points(fraction: float) -> str:
-    """A difference of two accuracies in percentage points, with its sign; a digit more where one would hide it.
-
-    >>> points(0.173), points(-0.0003), points(0.0)
-    ('+17.3', '−0.03', '0.0')
-    """
-    value = 100 * fraction
-    text = next((said for said in (f"{value:+.1f}", f"{value:+.2f}") if float(said)), "0.0")
-    return text.replace("-", "−")
-
-
-def percent(fraction: float) -> str:
-    """A share as a percentage, or a dash where it is not known."""
-    return f"{100 * fraction:.1f}%" if math.isfinite(fraction) else "–"
-
-
-def several(count: int, word: str, many: str = "") -> str:
-    """A number with its noun.
-
-    >>> several(1, "alarm"), several(2, "alarm"), several(0, "trial")
-    ('1 alarm', '2 alarms', '0 trials')
-    """
-    return f"{count:,} {word if count == 1 else many or word + 's'}"
+    signals: list[tuple[str, float]] = field(default_factory=list)
+    alarm: int | None = None
+    served: str = ""
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -166,6 +146,9 @@ def tell(group: Sequence[Row], stream: Stream, until: int | None) -> Episode:
             made.after.append(f"Nothing was changed: {called(said.get('served', SOURCE))} went on answering.{why}")
     if not made.ending:
         made.after.append("The journal ends before a decision.")
+    if "propose" in by_kind:
+        last = group[-1].step if made.ending else int(stream.steps[-1])
+        _judge_trial(made, stream, by_kind["propose"].step + 1, last)
     made.heading = made.heading or {"rollback": "Rollback", "commit": "Change"}.get(made.ending, "Decision")
     return made
 
@@ -205,15 +188,6 @@ def gathered(said: Mapping[str, Any]) -> tuple[float, float, list[tuple[str, flo
     return float(found["all"]["capital"]), float(found["all"]["threshold"]), shares
 
 
-def amount(value: float) -> str:
-    """Evidence, of which only the order of magnitude matters once it is large.
-
-    >>> amount(512.3), amount(48213.0), amount(2.5e10)
-    ('512', '48,200', '2.5e+10')
-    """
-    return f"{float(f'{value:.3g}'):,.10g}" if value < 1e6 else f"{value:.2g}"
-
-
 def _alarm(made: Episode, row: Row) -> None:
     said = row.content
     again = bool(said.get("again"))
@@ -225,6 +199,8 @@ def _alarm(made: Episode, row: Row) -> None:
     else:
         told = [f"At window {row.step:,} the monitor raised an alarm: {text}", _onset(row), _evidence(said)]
         told.append(MEANING.get(str(said.get("kind")), ""))
+        made.alarm, found = row.step, gathered(said)
+        made.signals = [] if found is None else [(clip(name, 40), share) for name, share in found[2]]
     made.before.append(" ".join(part for part in told if part))
     if said.get("shift_text"):
         likely = kinds(said)
@@ -251,6 +227,19 @@ def _evidence(said: Mapping[str, Any]) -> str:
     capital, wanted, shares = found
     named = [f"{share:.0%} from {clip(name, 40)}" for name, share in shares if share >= 0.01]
     return f"Its evidence was {amount(capital)}, where {amount(wanted)} is enough: {clip(', '.join(named))}."
+
+
+def _judge_trial(made: Episode, stream: Stream, first: int, last: int) -> None:
+    """How often the candidates and what answered were right in the windows of the trial."""
+    here = (stream.steps >= first) & (stream.steps <= last) & np.isfinite(stream.accuracy)
+    if not stream.tried or not here.any():
+        return
+    known = {called(name): values[here] for name, values in stream.tried.items()}
+    for number, tried in enumerate(made.tried):
+        values = known.get(tried.name, np.empty(0))
+        if (right := values[np.isfinite(values)]).size and tried.outcome != NOT_TRIED:
+            made.tried[number] = replace(tried, right=percent(float(right.mean())))
+    made.served = f"{percent(float(stream.accuracy[here].mean()))} over {several(int(here.sum()), 'window')}"
 
 
 def _proposed(tried: Sequence[str], left: int) -> str:
