@@ -35,6 +35,7 @@ from homeostat.probe import (
     Entropy,
     FeatureShift,
     MacroF1,
+    OutlierShare,
     SaerensEM,
     ShiftKind,
 )
@@ -47,6 +48,8 @@ PROBES: list[Probe] = [
     FeatureShift(window=40, bootstraps=150),
     FeatureShift(statistic="knn", neighbors=10, expectation=5, bootstraps=20, level=0.3, window=40),
     ChangePoint(window=5), ChangePoint(on="confidence", window=5), ShiftKind(simulations=6),
+    OutlierShare(parameters={"n_estimators": 20}), OutlierShare("sklearn.svm.OneClassSVM", on="outputs"),
+    OutlierShare("sklearn.neighbors.LocalOutlierFactor", {"novelty": True}, on="x"),
 ]  # fmt: skip
 CLASSIFIED = [p for p in PROBES if "out" in p.reads]
 KITTED = [p for p in PROBES if p.prepares()]
@@ -145,7 +148,7 @@ def test_a_kit_for_other_classes_or_columns_is_refused(probe):
     kit = probe.kit(model_for(probe), world())
     net = network(5, 5) if model_for(probe) is not None else None
     data = wide.replace(held=wide.held.unlabelled() if wide.held is not None else None)
-    if isinstance(probe, (MMD, KS, ClassifierTwoSample)) and probe.on == "features":
+    if isinstance(probe, (MMD, KS, ClassifierTwoSample, OutlierShare)) and probe.on == "features":
         net = nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 3))
     with pytest.raises(InputError, match=r"prepared for \d+ (classes|columns|features); these data have \d+"):
         probe(net, data, kit=kit)
