@@ -157,6 +157,15 @@ def test_a_disk_that_takes_nothing_does_not_stop_the_loop(tmp_path):
     assert (tmp_path / "samples").read_text() == "a file is in the way"
 
 
+def test_what_cannot_be_kept_does_not_stop_the_loop_and_what_is_no_pair_is_passed_over(tmp_path):
+    samples, odd = Samples(tmp_path), torch.rand(3, 2).to_sparse()
+    samples.keep(1, [window(1, torch.rand(3, 2))], 1, Tensors({"another": torch.rand(3, 2)}), 2)
+    assert samples.read() == {}, "nothing has the same name on both sides"
+    batch = window(1, torch.rand(3, 2))
+    samples.keep(2, [batch.replace(x=odd)], 1, Tensors(torch.rand(3, 2)), 2)
+    assert samples.read() == {}
+
+
 def test_a_loop_keeps_inputs_at_its_alarms_and_decides_the_same_without(problem, tmp_path):
     stream, told = problem.stream([(problem.CLEAN, 4), (problem.DARK, 10)]), []
     for count in (2, 0):

@@ -28,6 +28,8 @@ from homeostat.core.tree import Tree, map_tree, named_leaves
 FOLDER = "samples"
 SIDE, NUMBERS, FILES = 64, 512, 200
 """Longest side of a picture in pixels, most numbers of another input, and most files."""
+FAILURES = (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError)
+"""What a full disk, or an input of a kind that cannot be kept, may raise."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,20 @@ class Samples:
             before: data from before, shown where all the recent windows came after the shift.
             count: samples of each side.
         """
-        after, earlier = list(recent[-since:]), list(recent[:-since])
-        here = _spread(len(before), count)
-        old = _side(earlier, count) if earlier else ("data from before deployment", before.fetch(here).x)
-        tensors, names = dict[str, Tensor](), dict[str, str]()
-        for side, (name, x) in (("before", old), ("after", _side(after, count))):
-            names[side] = name
+        # People look at these and nothing depends on them: what cannot be kept must not stop what serves.
+        with suppress(*FAILURES):
+            self._write(step, *_sides(recent, since, before, count))
+
+    def _write(self, step: int, before: tuple[str, Tree], after: tuple[str, Tree]) -> None:
+        tensors = dict[str, Tensor]()
+        for side, (_, x) in (("before", before), ("after", after)):
             tensors |= {f"{side}.{key}": leaf for key, leaf in named_leaves(map_tree(_small, x), "x")}
-        # People look at these and nothing depends on them: what cannot be written must not stop what serves.
-        with suppress(OSError):
-            self.folder.mkdir(exist_ok=True)
-            made = self.folder / f".{step}"
-            made.write_bytes(save(tensors, names))
-            os.replace(made, self.folder / f"{step}.safetensors")
-            for old_file in sorted(self._files(), key=_number)[:-FILES]:
-                old_file.unlink()
+        self.folder.mkdir(exist_ok=True)
+        made = self.folder / f".{step}"
+        made.write_bytes(save(tensors, {"before": before[0], "after": after[0]}))
+        os.replace(made, self.folder / f"{step}.safetensors")
+        for old in sorted(self._files(), key=_number)[:-FILES]:
+            old.unlink()
 
     def read(self) -> dict[int, Pair]:
         """What is kept, by the window of the alarm; damaged files are passed over."""
@@ -109,7 +110,8 @@ class Samples:
                                        if key.startswith(f"{side}.")})
                     for side in ("before", "after")
                 ]  # fmt: skip
-                found[_number(file)] = Pair(_number(file), *sides)
+                if sides[0].leaves.keys() & sides[1].leaves.keys():
+                    found[_number(file)] = Pair(_number(file), *sides)
         return found
 
     def _files(self) -> list[Path]:
@@ -118,6 +120,14 @@ class Samples:
 
 def _number(file: Path) -> int:
     return int(file.stem)
+
+
+def _sides(recent: Sequence[Batch], since: int, before: Data, count: int) -> tuple[tuple[str, Tree], tuple[str, Tree]]:
+    earlier = recent[:-since]
+    if earlier:
+        return _side(earlier, count), _side(recent[-since:], count)
+    old = before.fetch(_spread(len(before), count)).x
+    return ("data from before deployment", old), _side(recent[-since:], count)
 
 
 def _side(windows: Sequence[Batch], count: int) -> tuple[str, Tree]:
