@@ -62,6 +62,8 @@ class Deployment(Spec):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("model", "store")
+    must: ClassVar[tuple[str, ...]] = ("model", "before", "stream", "remedies")
+    """Fields without which there is no deployment."""
 
     model: str | Network = ""
     before: Reader | None = None
