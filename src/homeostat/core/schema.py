@@ -69,7 +69,8 @@ def _fields(cls: type, wanted: dict[str, type]) -> dict[str, Any]:
         said = {"description": texts[field.name]} if field.name in texts else {}
         if field.default is not dataclasses.MISSING and field.name not in missing:
             said["default"] = plain(field.default)
-        properties[field.name] = {**_value(hint, wanted), **said}
+        words = getattr(cls, "words", {}).get(field.name)
+        properties[field.name] = {**({"enum": list(words)} if words else _value(hint, wanted)), **said}
     made: dict[str, Any] = {"description": (cls.__doc__ or "").strip().partition("\n")[0]}
     # A name with nothing after the colon is a name with its defaults.
     made |= {"type": "object"} if missing else {"type": ["object", "null"]}

@@ -49,6 +49,11 @@ def parse_spec(text: str | Any, kind: type = Spec) -> Any:
     return from_config(_config(text), kind)
 
 
+def parse_config(text: str) -> Any:
+    """What a text stands for as `from_config` takes it: a name, or a mapping of a name to fields or arguments."""
+    return _config(text)
+
+
 def parse_field(cls: type[Spec], name: str, text: str) -> Any:
     """What a text stands for as the value of a field: a number, a word, a list `0.4, 0.5`, a Spec, or `none`.
 

@@ -33,3 +33,4 @@ from .likelihood import NLL as NLL
 from .mmd import MMD as MMD
 from .saerens import SaerensEM as SaerensEM, em_prior as em_prior
 from .shift_kind import KINDS as KINDS, ShiftKind as ShiftKind
+from .surveying import Survey as Survey, survey as survey
