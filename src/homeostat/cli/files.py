@@ -94,7 +94,7 @@ def convert(
     if as_json:
         print_json({**dataclasses.asdict(made), "path": str(made.path)})
         return
-    said = [("read", note) for note in made.notes] + [("unchecked", text) for text in made.unchecked]
+    said = [("source", note) for note in made.notes] + [("unchecked", text) for text in made.unchecked]
     what = "a checkpoint" if net is not None else "safetensors"
     count = f"{several(made.tensors, 'tensor')}, {several(made.numbers, 'number')}"
     said.append(("written", f"{near(made.path)}: {what} of {count}"))

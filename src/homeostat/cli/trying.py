@@ -186,6 +186,7 @@ def _network(text: str, run: Any, probes: Any = None) -> Any:
             torch.zeros(1, device=run.device)
         except (RuntimeError, AssertionError, ValueError) as error:
             said = str(error).splitlines()[0]
+            said = "there is no such kind of device" if said.startswith("Expected one of") else said
             raise InputError(f"--device {run.device} cannot be used here ({said}); leave it out for the CPU") from None
     net = open_model(text, run=run)
     return net if run.device is None else net.to(run.device)
@@ -210,6 +211,9 @@ def _check_parts(methods: Any, world: Any) -> None:
                 word = options.get(head, f"{need}, which only Python can give")
                 has = head in ("source", "calibration", "target") and getattr(world, head) is not None
                 missing.append(f"labelled {word}" if leaf == "y" or has else word)
+        judged = world.held if world.held is not None else world.target
+        if "y" in getattr(method, "reads", ()) and judged is not None and not judged.has_labels():
+            missing.append("labels, and the data have none")
         if missing:
             kept = [word for word in dict.fromkeys(missing) if f"labelled {word}" not in missing]
             raise MissingPart(f"{type(method).__name__} needs {' and '.join(kept)}")

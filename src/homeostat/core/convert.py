@@ -9,6 +9,7 @@ wrappers of networks leave behind (`module.`, `_orig_mod.`) go.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def convert(
     if model is None and out.suffix != ".safetensors":
         raise InputError(f"without a layout the weights become a file that ends in .safetensors; got {out}")
     if out.exists() and not force:
-        raise InputError(f"{out} is there already; give another name, or force")
+        raise InputError(f"{out} is there already; give another name, or --force, which replaces it")
     foreign = read_foreign(path, key)
     notes, tensors = list(foreign.notes), dict(foreign.tensors)
     notes += [f"left aside: {_some(foreign.left)}"] if foreign.left else []
@@ -175,7 +176,9 @@ def _fitted(net: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> tup
 
 def _torch_file(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever its readers raise, unpickling errors among them
         text = " ".join(str(error).split())
         if asked := re.search(r"GLOBAL (\S+)|Unsupported (?:class|global)[^:]*: (?:GLOBAL )?(\S+)", text):

@@ -42,6 +42,8 @@ def as_reader(text: str | Path | Reader | Any, field: str = "stream", what: str 
     if isinstance(text, Spec) or not isinstance(text, (str, Path)):
         raise SpecError(f"{what} is a {type(text).__name__}; give {_WAYS}")
     text = str(text)
+    if not text.strip():
+        raise InputError(f"{what}: the text is empty; give {_WAYS}")
     if is_written(text, "Reader"):
         return below(parse_spec(text, Reader), Path.cwd())
     path, named = split_field(text)

@@ -217,11 +217,11 @@ def _text(
     shifts = "".join(f"\n    - {text}" for text in simulate) if simulate else " []"
     hint = "Shifts like those that may come are best." if simulate else "None here: give at least three that may come."
     return f"""\
-# yaml-language-server: $schema=homeostat.schema.json
-# Written by homeostat init. Paths are read from this file's folder; ~ and $VARIABLE are filled in.
+# homeostat run {name}
 #
-#     homeostat run {name}
-#     homeostat schema Deployment --out homeostat.schema.json      # an editor completes and checks this file then
+# Paths are read from this file's folder; ~ and $VARIABLE are filled in. For an editor that completes and checks it,
+# write homeostat schema Deployment --out homeostat.schema.json and make this the first line:
+# # yaml-language-server: $schema=homeostat.schema.json
 Deployment:
   # The network: a folder that hs.save(net, path) or homeostat convert wrote, or a Network with layout and weights.
   model: {model}

@@ -65,6 +65,8 @@ def open_model(text: str | Path | Network | Any, *, run: Run = Run()) -> nn.Modu
     if isinstance(text, Spec):
         return _built(text, run, None)
     text = str(text)
+    if not text.strip():
+        raise InputError(f"the network's text is empty; give {_MODELS}")
     if is_written(text, "Network"):
         return _built(below(parse_spec(text), Path.cwd()), run, None)
     path, _ = split_field(text)
@@ -105,7 +107,8 @@ def _built(made: Any, run: Run, path: Path | None) -> nn.Module:
     if isinstance(made, Network):
         return made.build(run)
     if not isinstance(made, Deployment):
-        raise InputError(f"{path or made} holds a {type(made).__name__}; a Network or a Deployment has a network")
+        where = f"{path} holds" if path is not None else "this is"
+        raise InputError(f"{where} a {type(made).__name__}; a Network or a Deployment has a network")
     if isinstance(made.model, str):
         return open_model(made.model, run=run)
     store = Path(made.store)

@@ -12,6 +12,7 @@ what they lack. Labels, data from before, a linear layer whose input are feature
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def survey(
         except HomeostatError as error:
             if asked:
                 raise
-            left[type(probe).__name__] = str(error)
+            left[type(probe).__name__] = re.sub(rf"^{type(probe).__name__}:? ", "", str(error))
     run.emit("probe", len(wanted) + 1, len(wanted) + 1)
     return Survey(readings, dict(sorted(left.items())))
 
