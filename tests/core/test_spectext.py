@@ -163,5 +163,5 @@ def test_a_fields_text_is_read_as_what_the_field_holds(cls, name, text, value):
 def test_a_fields_text_that_cannot_be_read_names_class_and_field():
     with pytest.raises(SpecError, match=re.escape("EATA.margin = '0.4.1' cannot be read: ")):
         parse_field(EATA, "margin", "0.4.1")
-    with pytest.raises(SpecError, match="Adam has no field 'rl'. Did you mean 'lr'"):
+    with pytest.raises(SpecError, match=r"Adam has no field 'rl'\. Did you mean 'lr'"):
         parse_field(EATA, "optimizer", "Adam(rl=3)")

@@ -1,7 +1,7 @@
 """Subcommands made from the register: one for each remedy or shift, with its fields as options.
 
-A subcommand is made when it is used. Help, and the shell's completion of names, read the outline of the source files and
-import no method.
+A subcommand is made when it is used. Help, and the shell's completion of names, read the outline of the source files
+and import no method.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -59,7 +59,9 @@ class Registered(TyperGroup):
         if re.fullmatch(r"\w+", text):
             if text in known and self.kind not in known[text].bases:
                 kinds = [kind for kind in ("Remedy", "Shift", "Probe") if kind in known[text].bases]
-                raise SpecError(f"{text} is a {kinds[0] if kinds else known[text].bases[0]}, and a {self.kind} is wanted")
+                raise SpecError(
+                    f"{text} is a {kinds[0] if kinds else known[text].bases[0]}, and a {self.kind} is wanted"
+                )
             fitting = [name for name, entry in known.items() if self.kind in entry.bases]
             if text not in fitting:
                 hint = nearest(text, fitting)
@@ -137,7 +139,8 @@ def _option(cls: Any, place: str, field: Any, hint: Any, usual: Any, text: str) 
         option: Any = typer.Option(f"{flag}/--no-{flag[2:]}", **said)
     else:
         option = typer.Option(flag, metavar=in_words(hint), autocompletion=completed, **said)
-    annotation = Annotated[bool if is_flag else str, option] if must else Annotated[Optional[bool if is_flag else str], option]  # noqa: UP007, UP045
+    plain: Any = bool if is_flag else str
+    annotation = Annotated[plain, option] if must else Annotated[plain | None, option]
     default = inspect.Parameter.empty if must else None
     return inspect.Parameter(place, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -162,7 +165,11 @@ def in_short(value: Any) -> str:
         return type(value).__name__ + (f"({', '.join(said)})" if said else "")
     if isinstance(value, tuple):
         return ", ".join(in_short(item) for item in value) or "none at all"
-    return {None: "none", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {None: "none", True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 def _written(value: Any) -> str:

@@ -24,7 +24,8 @@ def init(
     before: Annotated[str | None, typer.Option(help=f"{_ASKED['before']}.", show_default="asked for")] = None,
     stream: Annotated[str | None, typer.Option(help=f"{_ASKED['stream']}.", show_default="asked for")] = None,
     labels: Annotated[int | None, typer.Option(
-        min=0, help="Random labels of each window of 100 that the loop is shown.", show_default="asked for, else 0")] = None,
+        min=0, help="Random labels of each window of 100 that the loop is shown.",
+        show_default="asked for, else 0")] = None,
     store: Annotated[str | None, typer.Option(
         help="Folder of the journal and the checkpoints.", show_default="asked for, else runs/NAME")] = None,
     force: Force = False,
@@ -45,8 +46,14 @@ def init(
     if missing:
         asked = {name: _ask(name) for name in missing}
         given |= asked
-        labels = typer.prompt("Labels of each window of 100 that come back", default=0, type=int) if labels is None else labels
-        store = typer.prompt("Folder of journal and checkpoints", default=f"runs/{file.stem}") if store is None else store
+        labels = (
+            typer.prompt("Labels of each window of 100 that come back", default=0, type=int)
+            if labels is None
+            else labels
+        )
+        store = (
+            typer.prompt("Folder of journal and checkpoints", default=f"runs/{file.stem}") if store is None else store
+        )
     from homeostat.loop.drafting import draft
 
     made = draft(file, **given, labels=labels or 0, store=store or "", force=force)
@@ -66,7 +73,8 @@ def convert(
         metavar="SPEC", help="Network of homeostat.nn that the weights belong to, such as 'ResNet(20, classes=5)'.",
         show_default=False)] = None,
     mean: Annotated[str | None, typer.Option(
-        metavar="NUMBERS", help="Of the training images, one a channel: 0.485,0.456,0.406.", show_default=False)] = None,
+        metavar="NUMBERS", help="Of the training images, one a channel: 0.485,0.456,0.406.",
+        show_default=False)] = None,
     std: Annotated[str | None, typer.Option(metavar="NUMBERS", help="The same.", show_default=False)] = None,
     key: Annotated[str, typer.Option(help="Where in the file the weights are.", show_default="looked for")] = "",
     force: Force = False,

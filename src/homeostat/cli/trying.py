@@ -62,7 +62,9 @@ def probe(
         }
         for one, reading in seen.readings.items()
     ]  # fmt: skip
-    rows += [{"probe": n, "value": "", "95%": "", "of": "", "finding": f"left out: {why}"} for n, why in seen.left.items()]
+    rows += [
+        {"probe": n, "value": "", "95%": "", "of": "", "finding": f"left out: {why}"} for n, why in seen.left.items()
+    ]
     table(rows, ("probe", "value", "95%", "of", "finding"), whole=("value", "95%"))
 
 
@@ -114,7 +116,9 @@ def apply(
         said += [(word, _few(names))] * bool(names)
     if result.online:
         saw = f"; it has observed {several(result.samples, 'sample')}" if result.samples and observe else ""
-        said.append(("adapts", f"while it serves{saw}, and keeps {several(result.state, 'number')} besides its weights"))
+        said.append(
+            ("adapts", f"while it serves{saw}, and keeps {several(result.state, 'number')} besides its weights")
+        )
     if result.before is not None and result.after is not None:
         said.append(("right", f"{result.before:.1%} before, {result.after:.1%} after, of the target's known labels"))
     elif now is not None:
@@ -244,8 +248,10 @@ def _interval(reading: Any) -> str:
 def _changed(result: Any) -> str:
     if not result.numbers:
         return f"no number of {result.of:,}" + ("; it is to adapt when it serves" if result.online else "")
-    moved = f"; {several(len(result.moved), 'tensor')} as before, within what was put around them" if result.moved else ""
-    return f"{several(result.numbers, 'number')} ({result.of:,} before), in {several(len(result.changed + result.added), 'tensor')}{moved}"
+    where = several(len(result.changed + result.added), "tensor")
+    moved = several(len(result.moved), "tensor")
+    kept = f"; {moved} as before, within what was put around them" if result.moved else ""
+    return f"{several(result.numbers, 'number')} ({result.of:,} before), in {where}{kept}"
 
 
 def _few(names: tuple[str, ...]) -> str:

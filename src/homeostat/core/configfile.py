@@ -1,7 +1,7 @@
 """Specs in YAML files, with errors that point at the line.
 
-Words are read as YAML 1.2 says: only `true` and `false` are truth values, so that `on` and `no` are words, and `1e-3` is
-a number. A key that comes twice and a list that holds itself are refused.
+Words are read as YAML 1.2 says: only `true` and `false` are truth values, so that `on` and `no` are words, and `1e-3`
+is a number. A key that comes twice and a list that holds itself are refused.
 
 >>> import tempfile, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "plan.yaml"
@@ -128,7 +128,9 @@ def _check(node: yaml.Node, above: tuple[int, ...], seen: set[int]) -> None:
             if not isinstance(key, yaml.ScalarNode):
                 raise SpecError(f"line {line}: a key is a word; this one is a list or a mapping")
             if key.value in first and key.value != "<<":
-                raise SpecError(f"line {line}: {key.value} is there already, in line {first[key.value]}; keep one of them")
+                raise SpecError(
+                    f"line {line}: {key.value} is there already, in line {first[key.value]}; keep one of them"
+                )
             first[key.value] = line
             inner.append(value)
     for item in inner:

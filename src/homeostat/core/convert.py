@@ -87,9 +87,10 @@ def read_foreign(path: str | Path, key: str = "") -> Foreign:
         notes, left = ["read as safetensors: numbers alone, no code"], ()
     else:
         content = _torch_file(path)
-        found, where, left = _opened(content, key, path)
+        found, where, left, others = _opened(content, key, path)
         notes = ["read with PyTorch's reader for weights alone: tensors and containers, no code was run"]
         notes += [f"the weights are those under {where!r}"] if where else []
+        notes += [f"other weights are under {', '.join(others)}; --key chooses"] if others and not key else []
     if not found:
         raise CheckpointError(f"{path} holds no tensor")
     if bad := [n for n, t in found.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
@@ -197,12 +198,14 @@ def _torch_file(path: Path) -> Any:
                 f"{path} holds more than tensors and containers, which is refused, as reading it could run code; save "
                 "the weights alone: torch.save(model.state_dict(), path)"
             ) from None
-        raise CheckpointError(f"{path} is neither safetensors nor a file that torch.save wrote, or is damaged") from None
+        raise CheckpointError(
+            f"{path} is neither safetensors nor a file that torch.save wrote, or is damaged"
+        ) from None
 
 
-def _opened(content: Any, key: str, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """The tensors of what a file held, where in it they were, and which keys are left."""
-    places = dict(_places(content))
+def _opened(content: Any, key: str, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...], list[str]]:
+    """The tensors of what a file held, where in it they were, which keys are left, and where other tensors are."""
+    places = dict(sorted(_places(content), key=lambda place: place[0].count(".")))
     if key:
         if key not in places:
             known = ", ".join(places) or "none"
@@ -214,10 +217,14 @@ def _opened(content: Any, key: str, path: Path) -> tuple[dict[str, Tensor], str,
         last = {place: place.rpartition(".")[2] for place in places}
         where = next((place for word in WRAPPERS for place in places if last[place] == word), next(iter(places), None))
     if where is None:
-        what = f"keys {_some([str(k) for k in content])}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        what = (
+            f"keys {_some([str(k) for k in content])}"
+            if isinstance(content, Mapping)
+            else f"a {type(content).__name__}"
+        )
         raise CheckpointError(f"{path} holds no tensors by name, but {what}")
     left = [str(k) for k in content if str(k) != where.partition(".")[0]] if where else []
-    return places[where], where, tuple(left)
+    return places[where], where, tuple(left), [place for place in places if place != where]
 
 
 def _places(content: Any, prefix: str = "", depth: int = 0) -> list[tuple[str, dict[str, Tensor]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import re
 import textwrap
 from typing import Any, Literal, get_args, get_origin
@@ -31,7 +32,7 @@ def field_texts(cls: type) -> dict[str, str]:
 
 
 def in_words(hint: Any) -> str:
-    """What a field holds, in a word or two for a person: `number > 0`, `subset|masked`, `Optimizer`, `list of Shift`."""
+    """What a field holds, in a word or two: `number > 0`, `subset|masked`, `Optimizer`, `list of Shift`."""
     options = [option for option in _options(hint) if option is not type(None)]
     said = [_word(option) for option in options]
     bounds = [_bound(rule) for rule in getattr(hint, "__metadata__", ())]
@@ -98,7 +99,7 @@ def _beneath(cls: type) -> dict[str, str]:
         return {}
     body = tree.body if isinstance(tree, ast.ClassDef) else []
     found = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in itertools.pairwise(body):
         says = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and says:
             found[field.target.id] = " ".join(inspect.cleandoc(text.value.value).split())  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """What is registered, read from the source files and not imported: fast enough for a shell that completes a name.
 
-The packages' `.pyi` lists say which module defines a name; the module's syntax tree says what its class derives from and
-what it does. Methods of other distributions are imported, as there is no other way to know what they are.
+The packages' `.pyi` lists say which module defines a name; the module's syntax tree says what its class derives from
+and what it does. Methods of other distributions are imported, as there is no other way to know what they are.
 
 >>> [entry.name for entry in outline("Combine")]
 ['PCGrad', 'Sum']

@@ -62,7 +62,7 @@ def parse_field(cls: type[Spec], name: str, text: str) -> Any:
     Raises:
         SpecError: it cannot be read as what the field holds.
     """
-    hint = dict((field.name, hint) for field, hint in _hints(cls))[name]
+    hint = {field.name: hint for field, hint in _hints(cls)}[name]
     options = _options(hint)
     if type(None) in options and text.strip().lower() in ("none", "null"):
         return None

@@ -129,7 +129,9 @@ def _write_inputs(data: Data, file: Any, batch: int, others: dict[str, list[np.n
     for done, piece in enumerate(data.batches(batch)):
         x = piece.x
         if not isinstance(x, Tensor) or not (piece.y is None or isinstance(piece.y, Tensor)):
-            raise InputError("an .npz file holds inputs in one tensor, and these are a tree of them; shift them in Python")
+            raise InputError(
+                "an .npz file holds inputs in one tensor, and these are a tree of them; shift them in Python"
+            )
         if first is None:
             first = x
             head = {"descr": np.lib.format.dtype_to_descr(_numbers(x).dtype), "fortran_order": False}

@@ -20,7 +20,9 @@ from homeostat.core.spectext import parse_spec
 from homeostat.data.reader import NPZ, HuggingFace, ImageFolder, Reader, _filled, below
 
 YAMLS = (".yaml", ".yml", ".json")
-_WAYS = "an .npz file, a folder of class folders, a folder that save_to_disk wrote, a YAML file, or such as Digits(stop=9)"
+_WAYS = (
+    "an .npz file, a folder of class folders, a folder that save_to_disk wrote, a YAML file, or such as Digits(stop=9)"
+)
 
 
 def as_reader(text: str | Path | Reader | Any, field: str = "stream", what: str = "data") -> Reader:

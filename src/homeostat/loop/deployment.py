@@ -147,7 +147,9 @@ def deploy(
     stream, before = open_stream(deployment), deployment.before.read()
     if len(before) < FEWEST or not before.has_labels():
         what = "no labels" if len(before) >= FEWEST else f"{len(before)} samples"
-        raise InputError(f"before has {what}; at least {FEWEST} labelled samples that the network was not trained on are wanted")
+        raise InputError(
+            f"before has {what}; at least {FEWEST} labelled samples that the network was not trained on are wanted"
+        )
     url = from_environment(deployment.journal, "the journal") or None
     if fresh:
         set_aside(folder)
