@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from homeostat.cli import catalogue, methods, records, serving
+from homeostat.cli import catalogue, files, methods, records, serving, trying
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -14,18 +14,31 @@ app = typer.Typer(
     epilog="Ends with 0 when all is well, 2 when something is wrong that you can put right, 130 when interrupted.",
 )  # fmt: skip
 
-app.command()(serving.demo)
-app.command()(serving.run)
-app.command()(serving.resume)
-app.command()(records.status)
-app.command()(records.history)
-app.command()(records.why)
-app.command()(records.rollback)
-app.command()(records.report)
-app.command("list")(methods.list_)
-app.command()(methods.show)
-app.command()(catalogue.advise)
-app.command()(methods.version)
+_BEGIN, _SERVE, _TRY, _LOOK = "Begin", "Serve", "Try", "Look up"
+app.command(rich_help_panel=_BEGIN)(serving.demo)
+app.command(rich_help_panel=_BEGIN)(files.init)
+app.command(rich_help_panel=_BEGIN)(files.convert)
+app.command(rich_help_panel=_SERVE)(serving.run)
+app.command(rich_help_panel=_SERVE)(serving.resume)
+app.command(rich_help_panel=_SERVE)(records.status)
+app.command(rich_help_panel=_SERVE)(records.history)
+app.command(rich_help_panel=_SERVE)(records.why)
+app.command(rich_help_panel=_SERVE)(records.rollback)
+app.command(rich_help_panel=_SERVE)(records.report)
+app.command(rich_help_panel=_TRY)(trying.probe)
+app.add_typer(
+    typer.Typer(cls=trying.Remedies, no_args_is_help=True), name="apply", rich_help_panel=_TRY,
+    help="Apply a remedy to a network and save the result: homeostat apply EATA --help.",
+)  # fmt: skip
+app.add_typer(
+    typer.Typer(cls=trying.Shifts, no_args_is_help=True), name="shift", rich_help_panel=_TRY,
+    help="Apply a shift to data and write the result: homeostat shift Corrupt --help.",
+)  # fmt: skip
+app.command("list", rich_help_panel=_LOOK)(methods.list_)
+app.command(rich_help_panel=_LOOK)(methods.show)
+app.command(rich_help_panel=_LOOK)(catalogue.advise)
+app.command(rich_help_panel=_LOOK)(files.schema)
+app.command(rich_help_panel=_LOOK)(methods.version)
 
 
 def main() -> None:

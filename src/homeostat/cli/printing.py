@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from homeostat.core.run import Event
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all randomness.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda.", show_default="cpu")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
 def print_json(value: Any) -> None:
@@ -118,7 +121,14 @@ def _sound(value: Any) -> Any:
 class Progress:
     """A bar with the time left for each stage, and a line for each change; nothing where nobody looks on."""
 
-    _words = {"train": "training", "window": "serving", "calibrate": "calibrating candidates"}  # noqa: RUF012
+    _words = {  # noqa: RUF012
+        "train": "training", "window": "serving", "calibrate": "calibrating candidates", "probe": "probing",
+        "answer": "answering", "write": "writing",
+    }  # fmt: skip
+
+    def __init__(self, doing: str = ""):
+        """Args: doing: what goes on before the first stage is told, shown without an end."""
+        self._doing = doing
 
     def __enter__(self) -> Progress:
         from rich.console import Console
@@ -129,6 +139,8 @@ class Progress:
         self._bars = Progress(*columns, console=console, disable=not sys.stderr.isatty())
         self._tasks: dict[str, Any] = {}
         self._bars.start()
+        if self._doing:
+            self._tasks[""] = self._bars.add_task(self._doing, total=None)
         return self
 
     def __call__(self, event: Event) -> None:
@@ -140,6 +152,8 @@ class Progress:
                 self._bars.console.print(f"window {event.step}: {event.name}, {who}{said}", markup=False)
         elif event.total is not None:
             word = self._words.get(event.name, event.name)
+            if "" in self._tasks:
+                self._bars.remove_task(self._tasks.pop(""))
             if event.name not in self._tasks:
                 self._tasks[event.name] = self._bars.add_task(word, total=event.total)
             done = event.step + 1 if event.name == "train" else event.step

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from homeostat.cli.printing import AsJson, Progress, called, lines, near, print_json, several
+from homeostat.cli.printing import AsJson, Progress, Seed, called, lines, near, print_json, several
 
 if TYPE_CHECKING:
     from homeostat.loop.deployment import Deployment
@@ -20,7 +20,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where runs, the cache and the report go.")] = Path("runs/demo"),
     labels: Annotated[int, typer.Option(min=0, help="Labels a window that the loop is shown.")] = 0,
     plan: Annotated[Path | None, typer.Option(help="A YAML file with a Plan, to replace the loop's settings.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show it all once: a network is trained, its stream shifts, the loop keeps it working.
@@ -48,6 +48,7 @@ def demo(
 def run(
     file: Annotated[Path, typer.Argument(help="A YAML file with a Deployment.", show_default=False)],
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; a store that is there is set aside.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness.", show_default="the file's")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a stream and look after the network, as a YAML file says.
@@ -56,7 +57,8 @@ def run(
     """
     from homeostat.loop.deployment import read_deployment
 
-    _serve(read_deployment(file), fresh, as_json)
+    deployment = read_deployment(file)
+    _serve(deployment if seed is None else deployment.replace(seed=seed), fresh, as_json)
 
 
 def resume(store: AStore, as_json: AsJson = False) -> None:

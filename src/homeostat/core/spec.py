@@ -73,8 +73,10 @@ class Spec:
             try:
                 fixed = _accept(hint, value)
             except SpecError as error:
-                text = f"{type(self).__name__}.{field.name} = {value!r}, but it {error}"
-                raise SpecError(text).at(field.name) from None
+                where, wrong = _entry(field.name, value, error.path)
+                raise SpecError(f"{type(self).__name__}.{where} = {wrong!r}, but it {error}").at(
+                    field.name, *error.path
+                ) from None
             if fixed is not value:
                 object.__setattr__(self, field.name, fixed)
 
@@ -94,6 +96,13 @@ class Spec:
     def digest(self) -> str:
         """Hash of every field and of the class's revision."""
         return digest(self.to_config(), _revisions(self))
+
+
+def _entry(name: str, value: Any, path: tuple[str | int, ...]) -> tuple[str, Any]:
+    """The entry of a tuple that an error is about, as it is written, and what it is."""
+    for place in path:
+        name, value = f"{name}[{place}]", value[place]
+    return name, value
 
 
 def digest(*values: Any) -> str:
@@ -198,7 +207,8 @@ def from_config(config: Any, kind: type = Spec) -> Any:
         if isinstance(config, str):
             config = {config: {}}
         if not (isinstance(config, Mapping) and len(config) == 1):
-            raise SpecError(f"an object is a mapping with one name, as in {{PGD: {{eps: 0.03}}}}; got {config!r}")
+            keys = f"one with {', '.join(map(str, config))}" if isinstance(config, Mapping) and config else repr(config)
+            raise SpecError(f"an object is a mapping with one name, as in {{PGD: {{eps: 0.03}}}}; got {keys}")
         ((name, values),) = config.items()
         try:
             cls = find(str(name))
@@ -206,9 +216,9 @@ def from_config(config: Any, kind: type = Spec) -> Any:
             raise error.at(str(name)) from None
         values = {} if values is None else values
         if not isinstance(values, Mapping):
-            raise SpecError(f"{name}: its fields are a mapping; got {values!r}")
+            raise SpecError(f"{name}: its fields are a mapping; got {values!r}").at(str(name))
         if not (issubclass(cls, Spec) and dataclasses.is_dataclass(cls)):
-            raise SpecError(f"{name} is not configurable; it is a {cls.__mro__[1].__name__}")
+            raise SpecError(f"{name} is not configurable; it is a {cls.__mro__[1].__name__}").at(str(name))
         hints = {field.name: hint for field, hint in _hints(cls)}
         try:
             _check_names(cls, values)
@@ -284,7 +294,7 @@ def _accept(hint: Any, value: Any) -> Any:
                 return _accept(arm, value)
             except SpecError as error:
                 reasons.append(str(error))
-        raise SpecError(" and ".join(dict.fromkeys(reasons)))
+        raise SpecError(" or ".join(dict.fromkeys(reasons)))
     if origin is Literal:
         if value not in args:
             hinted = nearest(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
@@ -294,11 +304,12 @@ def _accept(hint: Any, value: Any) -> Any:
         if not isinstance(value, (tuple, list)):
             raise SpecError("must be a tuple")
         if len(args) == 2 and args[1] is Ellipsis:
-            items = tuple(_accept(args[0], item) for item in value)
+            items = tuple(_item(args[0], item, place) for place, item in enumerate(value))
         elif args and len(args) != len(value):
             raise SpecError(f"must have {len(args)} entries")
         else:
-            items = tuple(_accept(a, item) for a, item in zip(args, value, strict=True)) if args else tuple(value)
+            pairs = enumerate(zip(args, value, strict=True))
+            items = tuple(_item(a, item, place) for place, (a, item) in pairs) if args else tuple(value)
         return value if isinstance(value, tuple) and all(a is b for a, b in zip(items, value, strict=True)) else items
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -312,6 +323,13 @@ def _accept(hint: Any, value: Any) -> Any:
     if hint is float and math.isnan(value):
         raise SpecError("must not be NaN")
     return value
+
+
+def _item(hint: Any, value: Any, place: int) -> Any:
+    try:
+        return _accept(hint, value)
+    except SpecError as error:
+        raise error.at(place) from None
 
 
 def _bound(rule: Any, value: Any) -> None:

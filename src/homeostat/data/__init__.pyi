@@ -1,4 +1,4 @@
-from .archives import npz as npz
+from .archives import npz as npz, write_npz as write_npz
 from .cifar import cifar10 as cifar10
 from .fashion import fashion_mnist as fashion_mnist
 from .folders import image_folder as image_folder
@@ -17,6 +17,7 @@ from .reader import (
     Reader as Reader,
     below as below,
 )
+from .sources import as_reader as as_reader
 from .strings import Strings as Strings
 from .tables import Table as Table, TableEncoding as TableEncoding, frame as frame
 from .tokenizers import ByteTokenizer as ByteTokenizer, WordTokenizer as WordTokenizer

@@ -25,7 +25,7 @@ from torch import nn
 
 from homeostat.core.configfile import read_spec, write_spec
 from homeostat.core.data import Data
-from homeostat.core.errors import MissingPart, SpecError, StoreError
+from homeostat.core.errors import InputError, MissingPart, SpecError, StoreError
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.run import Event, Run, ignore
 from homeostat.core.save import load
@@ -39,6 +39,9 @@ from homeostat.loop.network import Network
 from homeostat.loop.plan import Plan
 from homeostat.loop.record import DEPLOYMENT, check_store, record
 from homeostat.loop.store import Store
+
+FEWEST = 50
+"""Samples from before, at least."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Deployment(Spec):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("model", "store")
+    must: ClassVar[tuple[str, ...]] = ("model", "before", "stream", "remedies")
+    """Fields without which there is no deployment."""
 
     model: str | Network = ""
     before: Reader | None = None
@@ -138,7 +143,13 @@ def deploy(
     # Before a store is touched: what a file names may not be there. A store that was begun has the network.
     if fresh or not begun(folder):
         _check_model(deployment.model)
+        _check_place(folder)
     stream, before = open_stream(deployment), deployment.before.read()
+    if len(before) < FEWEST or not before.has_labels():
+        what = "no labels" if len(before) >= FEWEST else f"{len(before)} samples"
+        raise InputError(
+            f"before has {what}; at least {FEWEST} labelled samples that the network was not trained on are wanted"
+        )
     url = from_environment(deployment.journal, "the journal") or None
     if fresh:
         set_aside(folder)
@@ -170,7 +181,7 @@ def check_same(deployment: Deployment, folder: Path) -> None:
     if apart:
         raise StoreError(
             f"{folder} was begun with another deployment: {', '.join(apart)} differ{'s' * (len(apart) == 1)}. Give "
-            "another store; or --fresh, which sets this one aside; or go on as it was with: homeostat resume {folder}"
+            f"another store; or --fresh, which sets this one aside; or go on as it was with: homeostat resume {folder}"
         )
 
 
@@ -202,6 +213,13 @@ def set_aside(folder: Path) -> Path | None:
         pass
     number = next(n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists())
     return folder.rename(folder.with_name(f"{folder.name}.{number}"))
+
+
+def _check_place(folder: Path) -> None:
+    """Raise our error where a store would be put among other files, which `fresh` might set aside with it."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "checkpoints").is_dir():
+        what = "is a network's checkpoint" if (folder / "model.json").is_file() else "has other files in it"
+        raise StoreError(f"{folder} {what}; name a folder for the store that is new or empty")
 
 
 def _check_model(model: str | Network) -> None:

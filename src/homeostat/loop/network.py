@@ -83,13 +83,7 @@ class Network(Spec):
             MissingPart: weights or data are not there. CheckpointError: the weights do not fit.
             SpecError: the layout refuses its arguments.
         """
-        name, arguments = _named(self.layout)
-        try:
-            net: nn.Module = spec.find(name)(**arguments)
-        except HomeostatError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise SpecError(f"{name} refuses {arguments}: {error}") from None
+        net = made_of(self.layout)
         if self.weights:
             path = Path(self.weights)
             if not path.exists():
@@ -101,6 +95,22 @@ class Network(Spec):
         if self.data is not None:
             net = Fit(recipe=self.recipe)(net, World(source=self.data.read()), run=run)
         return net.eval()
+
+
+def made_of(layout: Any) -> nn.Module:
+    """A layout's network with its starting weights.
+
+    Raises:
+        UnknownName, SpecError: there is no such network, or it refuses its arguments.
+    """
+    _check(layout)
+    name, arguments = _named(layout)
+    try:
+        return spec.find(name)(**arguments)
+    except HomeostatError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpecError(f"{name} refuses {arguments}: {error}") from None
 
 
 def _named(layout: Any) -> tuple[str, dict[str, Any]]:

@@ -51,7 +51,7 @@ class Store:
             make_synced(self.path)
             make_synced(self.path / "checkpoints")
         except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be made: {error}") from None
+            raise StoreError(f"the store {self.path} cannot be made: {error.strerror or error}") from None
         self._lock = Lock(self.path / "lock")
         try:
             named = _identity(self.path / "identity")

@@ -34,3 +34,4 @@ from .mmd import MMD as MMD
 from .outlier_share import OutlierShare as OutlierShare, precedence_test as precedence_test
 from .saerens import SaerensEM as SaerensEM, em_prior as em_prior
 from .shift_kind import KINDS as KINDS, ShiftKind as ShiftKind
+from .surveying import Survey as Survey, survey as survey

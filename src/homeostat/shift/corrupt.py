@@ -36,12 +36,14 @@ class Corrupt(Pointwise):
     severity: Annotated[int, at.Ge(0), at.Le(5)] = 3
     preset: Preset = "auto"
 
+    words: ClassVar[dict[str, tuple[str, ...]]] = {"name": (*COMMON, *EXTRA)}
+    """What a field of text may be; editors and shells complete it."""
     card: ClassVar[Card] = Card(paper="Hendrycks and Dietterich, ICLR 2019", handles=frozenset({"covariate"}))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name not in (*COMMON, *EXTRA):
-            known = (*COMMON, *EXTRA)
+        known = self.words["name"]
+        if self.name not in known:
             hint = nearest(self.name, known)
             raise UnknownName(f"no corruption is called {self.name!r}.{hint} There are {', '.join(known)}")
 

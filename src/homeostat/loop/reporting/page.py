@@ -165,7 +165,7 @@ def report(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"the report {path} cannot be written: {error}; name a file") from None
+        raise StoreError(f"the report {path} cannot be written: {error.strerror or error}; name a file") from None
     return path
 
 
