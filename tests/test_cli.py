@@ -305,6 +305,14 @@ def test_status_as_text_and_as_json(store):
     assert lines["last alarm"].startswith(f"window {found['last_alarm']['step']}: ")
 
 
+def test_status_in_prometheus_text_says_the_same(store):
+    text, found = prints("status", store, "--prometheus"), json.loads(prints("status", store, "--json"))
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    label = f'{{store="{store}"}}'
+    assert samples[f"homeostat_up{label}"] == "1"
+    assert float(samples[f"homeostat_windows_total{label}"]) == found["windows"]
+
+
 def test_history_as_text_and_as_json_has_the_same_rows(store):
     rows = json.loads(prints("history", store, "--json"))
     text = [line.split("\t") for line in prints("history", store).splitlines()]

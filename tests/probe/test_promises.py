@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ from homeostat.probe import (
     ShiftKind,
 )
 
-PROBES: list[Probe] = [
+PROBES: Sequence[Probe] = [
     Accuracy(), NLL(), Brier(), ECE(), ECE(adaptive=True), MacroF1(), Entropy(), Confidence(), ClassBalance(),
     ClassBalance(against="source"), MMD(window=20), MMD(on="x"), MMD(on="outputs", window=10), KS(), KS(on="outputs"),
     KS(on="x"), ClassifierTwoSample(), ClassifierTwoSample(on="outputs", score="accuracy"), AverageConfidence(), ATC(),

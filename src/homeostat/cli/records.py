@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     from homeostat.loop.journal import Row
 
 
-def status(store: AStore, as_json: AsJson = False) -> None:
+def status(
+    store: AStore,
+    prometheus: Annotated[bool, typer.Option("--prometheus", help="Print Prometheus' text format.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Say what is served, since when, and how things stand.
 
     Works while another process serves: nothing is locked and nothing is written.
     """
+    if prometheus:
+        from homeostat.integrate import prometheus as exposed
+
+        typer.echo(exposed(store), nl=False)
+        return
     from homeostat.loop.operate import status as look
 
     state = look(store)
