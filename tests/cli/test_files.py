@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import homeostat as hs
+from homeostat.adapt import Tent
 from homeostat.core.configfile import read_spec
 from homeostat.core.schema import schema
 from homeostat.data import NPZ, Digits
@@ -68,6 +69,9 @@ def test_what_is_not_there_yet_or_does_not_fit_is_told_as_to_do(here, tmp_path):
     found = draft(tmp_path / "a.yaml", model="nets/later", before="bare.npz", stream="color.npz", labels=3).doubts
     assert any("no checkpoint at nets/later" in text or "there is no checkpoint at" in text for text in found)
     assert any(text.startswith("before has no labels") for text in found)
+    hs.save(Tent()(hs.load("net")), tmp_path / "online")
+    (doubt,) = draft(tmp_path / "c.yaml", model=str(tmp_path / "online"), before="before.npz", stream="now.npz").doubts
+    assert "adapts while it serves; give the plain network" in doubt
     (doubt,) = draft(tmp_path / "b.yaml", model="net", before="color.npz", stream="now.npz").doubts
     assert doubt.startswith("the network does not take the samples of before: images have 3 channels")
 

@@ -16,9 +16,9 @@ from homeostat.core import spec
 from homeostat.core.online import Online
 from homeostat.core.outline import outline
 from homeostat.data import NPZ, as_reader
-from homeostat.loop import open_model
+from homeostat.loop import Deployment, Plan, deploy, open_model
 from homeostat.nn.optimizers import SGD
-from homeostat.probe import ECE, Accuracy
+from homeostat.probe import ECE, Accuracy, ShiftKind
 from homeostat.shift import Clean, Compose, Corrupt
 
 
@@ -147,6 +147,15 @@ def test_what_does_not_adapt_is_told_apart_and_unobserved_results_stay_as_they_a
     found = json.loads(prints("apply", "LoRA", "net", "--rank", "2", "--out", str(tmp_path / "c"), "--json"))
     added = sum(hs.load(tmp_path / "c").get_parameter(name).numel() for name in found["added"])
     assert found["numbers"] == added > 0 and found["moved"] and not found["removed"]
+
+
+def test_a_deployment_takes_what_does_not_adapt_and_apply_says_so_of_what_does(here, tmp_path, prints):
+    prints("apply", "BatchNormBlend", "net", "--target", "now.npz", "--out", str(tmp_path / "blend"))
+    made = Deployment(str(tmp_path / "blend"), NPZ("before.npz"), NPZ("now.npz"), remedies=(EATA(),),
+                      store=str(tmp_path / "store"))  # fmt: skip
+    loop, _ = deploy(made.replace(plan=Plan(diagnose=ShiftKind(simulations=4, reference=100))))
+    loop.close()
+    assert "\nnote\ta deployment's model" in prints("apply", "Tent", "net", "--out", str(tmp_path / "tent"))
 
 
 def test_a_merge_takes_other_networks(here, tmp_path, prints):

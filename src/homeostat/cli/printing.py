@@ -133,9 +133,16 @@ class Progress:
     def __enter__(self) -> Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        class Done(MofNCompleteColumn):
+            """How many of how many, where that is known."""
+
+            def render(self, task: Any) -> Text:
+                return Text("") if task.total is None else super().render(task)
 
         console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), Done(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=console, disable=not sys.stderr.isatty())
         self._tasks: dict[str, Any] = {}
         self._bars.start()

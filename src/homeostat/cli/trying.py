@@ -123,7 +123,11 @@ def apply(
         said.append(("right", f"{result.before:.1%} before, {result.after:.1%} after, of the target's known labels"))
     elif now is not None:
         said.append(("right", "not known: the target has no labels, or the outputs are no classes"))
-    lines([*said, ("saved", near(out))])
+    said.append(("saved", near(out)))
+    if result.online:
+        how = f"there it is a remedy, {in_short(made)}, and the model is the plain network"
+        said.append(("note", f"a deployment's model does not adapt by itself: {how}"))
+    lines(said)
 
 
 def shift(

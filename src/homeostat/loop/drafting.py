@@ -20,6 +20,7 @@ from homeostat.core.configfile import read_spec
 from homeostat.core.data import Data, Subset
 from homeostat.core.errors import HomeostatError, InputError, StoreError
 from homeostat.core.method import TRAITS
+from homeostat.core.online import Online
 from homeostat.core.save import load
 from homeostat.core.spec import Spec, plain
 from homeostat.core.spectext import parse_spec
@@ -89,6 +90,8 @@ def draft(
     folder = path.absolute().parent
     doubts: list[str] = []
     net, node = _network(model, doubts)
+    if isinstance(net, Online):
+        doubts.append("the network adapts while it serves; give the plain network, and its method under remedies")
     past, now = as_reader(before, "before", "before"), as_reader(stream, "stream", "stream")
     read = [_read(name, reader, doubts) for name, reader in (("before", past), ("stream", now))]
     if read[0] is not None and not read[0].has_labels():
