@@ -63,6 +63,8 @@ def test_every_example_is_valid(path):
 def test_what_every_spec_writes_of_itself_is_valid():
     count = 0
     for cls in registered(Spec):
+        if not cls.__module__.startswith("homeostat."):
+            continue  # what other tests define is registered too
         try:
             made = cls()
         except (HomeostatError, TypeError):
