@@ -18,6 +18,7 @@ from homeostat.core.trace import Trace
 from homeostat.core.world import World
 from homeostat.data import digits, fashion_mnist
 from homeostat.fit import Cosine, Fit, Recipe, Supervised
+from homeostat.loop.judged import Judged
 from homeostat.loop.loop import Loop
 from homeostat.loop.plan import Plan
 from homeostat.loop.reporting.page import report
@@ -90,6 +91,7 @@ def demo(folder: Path | str, *, labels: int = 0, plan: Plan = Plan(), run: Run =
         net, World(calibration=before, source=before), CANDIDATES, store, simulate=SIMULATED, plan=plan, run=run
     ) as loop:
         trace = loop.run(stream, labels=labels)
+        Judged(store).add(trace)
         about = {
             "Data": name, "Network": "ResNet-8, BatchNorm, trained for 3 epochs on data as in the first phase",
             "Labels shown to the loop": f"{labels} of {plan.window} a window" if labels else "none",
