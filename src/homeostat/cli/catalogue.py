@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from homeostat.cli.printing import AsJson, print_json, table
+from homeostat.cli.printing import AsJson, Progress, print_json, table
 
 
 def advise(
@@ -30,8 +30,11 @@ def advise(
     All 320 published systems are ranked, and the baselines; what needs something that you do not have goes down.
     """
     from homeostat.catalogue import Situation, advise as ask
+    from homeostat.core.run import Run
 
-    found = ask(" ".join(text), Situation(labels, source, batchnorm, passes), top=top, by=by)
+    with Progress("reading the catalogue") as progress:
+        situation = Situation(labels, source, batchnorm, passes)
+        found = ask(" ".join(text), situation, top=top, by=by, run=Run(watch=progress))
     if as_json:
         print_json([dataclasses.asdict(advice) for advice in found])
         return
