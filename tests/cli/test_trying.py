@@ -193,6 +193,7 @@ def test_help_of_each_has_every_field_with_its_default_and_meaning(name, monkeyp
 
 
 def test_the_help_of_eata_shows_ranges_choices_and_defaults(monkeypatch, prints):
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERMINAL_WIDTH", "200")
     lines = {m[1]: m[0] for m in re.finditer(r"--([a-z-]+) .*", prints("apply", "EATA", "--help"))}
     assert "number > 0" in lines["margin"] and "[default: (0.4)]" in lines["margin"]
