@@ -1,6 +1,8 @@
 """Fills the pages of `methods/`: public names are read from the packages themselves, so that no page falls behind.
 
-A line `<!-- names: adapt -->` becomes a table of the package's public names, then one section for each module.
+A line `<!-- names: adapt -->` becomes a table of the package's public names, then one section for each module. A line
+`<!-- catalogue -->` becomes a table of systems for each stage. The README says how many of them run; a build puts the
+number right.
 """
 
 from __future__ import annotations
@@ -16,9 +18,49 @@ MARK = re.compile(r"^<!-- names: (\w+) -->$", re.MULTILINE)
 KINDS = ("Remedy", "Shift", "Probe", "Objective", "Choose", "Task", "Online", "Part", "Spec", "Data")
 
 
+README = Path(__file__).parents[2] / "README.md"
+COUNT = re.compile(r"(?<=<!-- count -->).*?(?=<!-- /count -->)")
+
+
+def on_pre_build(**_: Any) -> None:
+    """Called by mkdocs first."""
+    text = README.read_text()
+    if (made := counted(text)) != text:
+        README.write_text(made)
+
+
+def counted(readme: str) -> str:
+    """The README with the number of systems that run."""
+    from homeostat.catalogue import systems
+
+    running = sum(bool(system.methods()) for system in systems().values())
+    return COUNT.sub(f"{running} of {len(systems())}", readme)
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for each page."""
+    if "<!-- catalogue -->" in markdown:
+        markdown = markdown.replace("<!-- catalogue -->", catalogue())
     return MARK.sub(lambda found: contents(found[1]), markdown)
+
+
+def catalogue() -> str:
+    """A table of systems for each stage."""
+    from homeostat.catalogue import systems
+    from homeostat.catalogue.listing import STAGES
+
+    made = []
+    for stage, about in STAGES.items():
+        mine = [system for system in systems().values() if system.stage == stage]
+        running = sum(bool(system.methods()) for system in mine)
+        made += [f"## {stage.capitalize()}", "", f"{about[0].upper()}{about[1:]}. {running} of {len(mine)} run.", ""]
+        made += ["| id | system | kind | runs as |", "|---|---|---|---|"]
+        for system in sorted(mine, key=lambda system: (not system.methods(), system.id)):
+            names = ", ".join(f"[{cls.__name__}][{cls.__module__}.{cls.__name__}]" for cls in system.methods())
+            title, does = (text.replace("|", "\\|") for text in (system.title, system.does))
+            made.append(f"| {system.id} | **{title}.** {does}. | {system.kind} | {names} |")
+        made.append("")
+    return "\n".join(made)
 
 
 def contents(package: str) -> str:

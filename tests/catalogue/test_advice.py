@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from homeostat.catalogue import Situation, advise
-from homeostat.catalogue.listing import concrete_methods
+from homeostat.catalogue.listing import carded
 from homeostat.cli import app
 from homeostat.core.errors import InputError, SpecError
 
@@ -94,7 +94,7 @@ def test_what_needs_something_that_is_not_there_goes_down_and_says_so():
 
 def test_every_method_and_every_system_can_be_found():
     every = {a.name for a in advise("shift label drift training classes", top=1000, by="terms")}
-    found = {cls.__name__ for cls in concrete_methods()}
+    found = {cls.__name__ for cls in carded()}
     assert len(every) > 100 and len(every & found) > 20
 
 

@@ -28,12 +28,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from homeostat.catalogue.listing import STAGES, System, concrete_methods, systems
+from homeostat.catalogue.listing import STAGES, System, carded, systems
 from homeostat.core.errors import InputError, SpecError
-from homeostat.core.method import Kind, Method, Remedy, Shift
+from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.probe import Probe
 from homeostat.core.run import Run
 from homeostat.core.spec import digest
+from homeostat.core.trace import Choose
+from homeostat.fit.objective import Objective
 from homeostat.nn.places import cache_folder
 
 WORDS: dict[Kind, str] = {
@@ -73,7 +75,9 @@ _ENDINGS = (
 _KIND, _RUNS, _UNMET = 1.5, 1.5, 0.25  # factors
 _AHEAD = 10  # of the first rank, in the fusion
 _AT_ONCE = 32  # texts
-_KINDS: dict[type, str] = {Remedy: "remedy", Probe: "probe", Shift: "shift", Method: "method"}
+_KINDS: dict[type, str] = {
+    Remedy: "remedy", Probe: "probe", Shift: "shift", Objective: "objective", Choose: "choose", object: "method",
+}  # fmt: skip
 Means = Literal["meaning", "terms"]
 
 
@@ -93,7 +97,7 @@ class Situation:
     batchnorm: bool | None = None
     passes: int | float | None = None
 
-    def unmet(self, method: type[Method]) -> list[str]:
+    def unmet(self, method: type[Any]) -> list[str]:
         """What a method needs that is not there, in words."""
         card, said = method.card, []
         needs = card.needs | card.prepares
@@ -143,7 +147,7 @@ class _Entry:
     stage: str
     does: str
     text: str
-    method: type[Method] | None
+    method: type[Any] | None
 
 
 def advise(
@@ -185,7 +189,8 @@ def advise(
     kinds, found = _kinds(text), list[Advice]()
     for entry, close in zip(entries, fused.tolist(), strict=True):
         method = entry.method
-        mine = [kind for kind in kinds if method is not None and kind in method.card.handles]
+        # A shift makes what others are for.
+        mine = [kind for kind in kinds if method and entry.kind != "shift" and kind in method.card.handles]
         # What is for the kind of shift is of use whatever its words; it comes after all that share some.
         if not (close := max(close, bool(mine) / (_AHEAD + len(entries)))):
             continue
@@ -210,7 +215,7 @@ def advise(
 @functools.cache
 def _entries() -> tuple[_Entry, ...]:
     made, listed = list[_Entry](), dict(systems())
-    for cls in concrete_methods():
+    for cls in carded():
         system = listed.pop(cls.card.id, None)
         about = _about(cls)
         stage = system.stage if system else cls.__module__.split(".")[1]
@@ -224,14 +229,14 @@ def _described(system: System) -> str:
     return f"{system.title}. {system.does}. {STAGES[system.stage]}"
 
 
-def _about(cls: type[Method]) -> str:
+def _about(cls: type[Any]) -> str:
     """The first paragraph of the module's docstring, which is about the method, and the class's first line."""
     module = inspect.getmodule(cls)
     whole = inspect.cleandoc((module and module.__doc__) or "").partition("\n\n")[0]
     return f"{_first_sentence(cls)}. {' '.join(whole.split())}"
 
 
-def _first_sentence(cls: type[Method]) -> str:
+def _first_sentence(cls: type[Any]) -> str:
     return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
@@ -303,7 +308,7 @@ def _shared(text: str, other: str) -> list[str]:
     return list(dict.fromkeys(word for word in _words(text) if _stem(word) in there))[:4]
 
 
-def _met(method: type[Method], situation: Situation) -> str:
+def _met(method: type[Any], situation: Situation) -> str:
     needs = method.card.needs | method.card.prepares
     said = ["labels of what comes now"] * bool(situation.labels and needs & {"target.y", "held.y"})
     said += ["data from before"] * bool(situation.source and any(need.startswith("source") for need in needs))

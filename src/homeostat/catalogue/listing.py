@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
-from homeostat.core.method import Method
+from homeostat.core.method import Card
 from homeostat.core.spec import registered
 
 STAGES = {
@@ -58,9 +59,14 @@ class System:
     kind: str
     does: str
 
-    def methods(self) -> list[type[Method]]:
+    def methods(self) -> list[type[Any]]:
         """What is registered with its id; nothing where it does not run yet."""
-        return [cls for cls in concrete_methods() if cls.card.id == self.id]
+        return [cls for cls in carded() if cls.card.id == self.id]
+
+    @property
+    def status(self) -> str:
+        """`runs` where something is registered with its id, else `not started`."""
+        return "runs" if self.methods() else "not started"
 
 
 @functools.cache
@@ -71,6 +77,8 @@ def systems() -> Mapping[str, System]:
 
 
 @functools.cache
-def concrete_methods() -> tuple[type[Method], ...]:
-    """Every registered method that can be made."""
-    return tuple(cls for cls in registered(Method) if not getattr(cls, "__abstractmethods__", None))
+def carded() -> tuple[type[Any], ...]:
+    """Everything of this library that has a card and can be made: methods, objectives, choosers."""
+    found: list[Any] = [cls for cls in registered() if isinstance(getattr(cls, "card", None), Card)]
+    own = [cls for cls in found if cls.__module__.startswith("homeostat.")]
+    return tuple(cls for cls in own if not getattr(cls, "__abstractmethods__", None))

@@ -13,7 +13,7 @@ _KINDS = ("all", "remedy", "shift", "probe", "objective", "choose", "reader", "h
 
 def list_(
     kind: Annotated[str, typer.Argument(
-        help="remedy, shift, probe, objective, choose, reader, hook, or all.",
+        help="remedy, shift, probe, objective, choose, reader, hook, or all; with --catalogue, of systems.",
         autocompletion=lambda incomplete: [word for word in _KINDS if word.startswith(incomplete)])] = "all",
     handles: Annotated[str | None, typer.Option(
         help="Only those for this kind of shift: covariate, label, concept, ...", show_default=False)] = None,
@@ -21,12 +21,17 @@ def list_(
         help="Only those that need this: source, source.y, target, model.batchnorm, ...", show_default=False)] = None,
     without: Annotated[str | None, typer.Option(
         help="Only those that do not need this, also not to prepare.", show_default=False)] = None,
+    catalogue: Annotated[bool, typer.Option(
+        "--catalogue", help="The 320 published systems, and which of them run here.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """List methods, shifts, probes and what else a file can name.
 
     Name, kind, catalogue id, kinds of shift that they are for, what they need.
     """
+    if catalogue:
+        _list_catalogue(kind, as_json)
+        return
     methods = _methods()
     rows = [row for row in methods if kind in ("all", row["kind"])]
     if not rows:
@@ -48,6 +53,30 @@ def list_(
         print_json(rows)
         return
     table(rows, ("name", "kind", "id", "handles", "needs", "does"), whole=("name", "id"))
+
+
+def _list_catalogue(kind: str, as_json: bool) -> None:
+    """The systems of a stage or a kind, or all."""
+    from homeostat.catalogue import systems
+    from homeostat.core.errors import UnknownName, nearest
+
+    every = systems().values()
+    known = {"all", *(system.stage for system in every), *(system.kind for system in every)}
+    if kind not in known:
+        words = ", ".join(sorted(known))
+        raise UnknownName(f"no system is of stage or kind {kind!r}.{nearest(kind, known)} There are {words}")
+    rows = [
+        {
+            "id": system.id, "title": system.title, "stage": system.stage, "kind": system.kind, "status": system.status,
+            "methods": [cls.__name__ for cls in system.methods()], "does": system.does,
+        }
+        for system in every if kind in ("all", system.stage, system.kind)
+    ]  # fmt: skip
+    if as_json:
+        print_json(rows)
+        return
+    told = [{**row, "methods": ", ".join(row["methods"])} for row in rows]
+    table(told, ("id", "title", "stage", "kind", "status", "methods"), whole=("id", "status"))
 
 
 def _check_word(option: str, word: str | None, known: set[str]) -> None:
