@@ -1,5 +1,6 @@
 from . import (
     adapt as adapt,
+    bench as bench,
     catalogue as catalogue,
     continual as continual,
     curate as curate,

@@ -1,0 +1,9 @@
+from .comparisons import (
+    Compared as Compared,
+    Ranking as Ranking,
+    against as against,
+    difference as difference,
+    harm_bound as harm_bound,
+    holm as holm,
+    ranked as ranked,
+)
