@@ -24,8 +24,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections import deque
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from typing import Any
 
 from torch import Tensor
 
+from homeostat.core.background import Background
 from homeostat.core.errors import HomeostatError, InputError, TrackerError
 from homeostat.core.reading import Reading
 from homeostat.core.run import Event
@@ -41,7 +41,7 @@ NOTED = ("alarm", "commit", "rollback", "keep", "failure")
 """Events that are marked and put into words."""
 
 
-class Tracker(ABC):
+class Tracker(Background):
     """Base of trackers: one run in a tool. A subclass gives `_metrics` and what more the tool can take.
 
     Args:
@@ -53,13 +53,9 @@ class Tracker(ABC):
     """
 
     def __init__(self, most: int = 10_000):
-        if most < 1:
-            raise InputError(f"at least one event must be able to wait; got most = {most}")
-        self.failed, self.dropped, self.failure = 0, 0, ""
-        self._most, self._closed, self._busy = most, False, False
-        self._waiting = deque[tuple[Event, float]]()
-        self._change, self._tool = threading.Condition(), threading.RLock()
-        self._thread: threading.Thread | None = None
+        super().__init__("homeostat-tracker", "event", most)
+        self.failed, self.failure = 0, ""
+        self._tool = threading.RLock()
 
     # -- what a tool takes
 
@@ -68,19 +64,19 @@ class Tracker(ABC):
 
     # What a tool has no place for is left out, so these do nothing.
 
-    def _note(self, step: int, kind: str, text: str, at: float) -> None:  # noqa: B027
+    def _note(self, step: int, kind: str, text: str, at: float) -> None:
         """Keep an event in words."""
 
-    def _settings(self, values: dict[str, Any]) -> None:  # noqa: B027
+    def _settings(self, values: dict[str, Any]) -> None:
         """Keep what a run was made with."""
 
-    def _file(self, path: Path) -> None:  # noqa: B027
+    def _file(self, path: Path) -> None:
         """Keep a file."""
 
-    def _flush(self) -> None:  # noqa: B027
+    def _flush(self) -> None:
         """Send what was gathered."""
 
-    def _end(self) -> None:  # noqa: B027
+    def _end(self) -> None:
         """End the run."""
 
     # -- called by users and by `export`
@@ -133,17 +129,7 @@ class Tracker(ABC):
 
     def __call__(self, event: Event) -> None:
         """Take an event for the tracker's thread. Never blocks, never raises; after `close` nothing is taken."""
-        with self._change:
-            if self._closed:
-                return
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="homeostat-tracker", daemon=True)
-                self._thread.start()
-            if len(self._waiting) >= self._most:
-                self._waiting.popleft()
-                self.dropped += 1
-            self._waiting.append((event, time.time()))
-            self._change.notify_all()
+        self._hand((event, time.time()))
 
     def close(self, timeout: float = 30.0) -> bool:
         """Give what waits to the tool, at most so many seconds, and end the run; whether all was given.
@@ -154,11 +140,7 @@ class Tracker(ABC):
         with self._change:
             if self._closed:
                 return not self.dropped
-            self._closed = True
-            self._change.notify_all()
-            done = self._change.wait_for(lambda: not self._waiting and not self._busy, timeout)
-            self.dropped += len(self._waiting)
-            self._waiting.clear()
+            done = self._drain(timeout)
         if done:
             with self._asked():
                 self._flush()
@@ -171,25 +153,16 @@ class Tracker(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                self._busy = False
-                self._change.notify_all()
-                self._change.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                (event, at), self._busy = self._waiting.popleft(), True
-                last = not self._waiting
-            try:
-                self._take(event, at)
-                if last:
-                    self.flush()
-            except Exception as error:  # whatever the tool does wrong, the next event is still to be given
-                self.failed += 1
-                self.failure = str(error)
+    def _take(self, item: tuple[Event, float], last: bool) -> None:
+        try:
+            self._tell(*item)
+            if last:
+                self.flush()
+        except Exception as error:  # whatever the tool does wrong, the next event is still to be given
+            self.failed += 1
+            self.failure = str(error)
 
-    def _take(self, event: Event, at: float) -> None:
+    def _tell(self, event: Event, at: float) -> None:
         if event.name in NOTED:
             said = event.values
             text = str(said.get("text") or said.get("why") or event.name)

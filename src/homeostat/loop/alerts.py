@@ -19,17 +19,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
 import time
 import urllib.error
 import urllib.request
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from homeostat.core.background import Background
 from homeostat.core.errors import InputError, SpecError
 from homeostat.core.run import Event
 from homeostat.core.spec import Index, Positive, Spec
@@ -153,7 +152,7 @@ class Webhook(Hook):
             time.sleep(min(SHORTEST * 2**attempt, LONGEST))
 
 
-class Alerts:
+class Alerts(Background):
     """Gives events to hooks, from a thread of its own. Call it with events: it is a `Run.watch`.
 
     Args:
@@ -170,16 +169,11 @@ class Alerts:
     """
 
     def __init__(self, hooks: Sequence[Hook], store: str = "", most: int = 1000):
-        if most < 1:
-            raise InputError(f"at least one alert must be able to wait; got most = {most}")
+        super().__init__("homeostat-alerts", "alert", most)
         for hook in hooks:
             hook.check()
         self.hooks, self.store = tuple(hooks), str(store)
-        self.sent, self.failed, self.dropped, self.failure = 0, 0, 0, ""
-        self._waiting: deque[Alert] = deque()
-        self._most, self._closed, self._busy = most, False, False
-        self._change = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="homeostat-alerts", daemon=True)
+        self.sent, self.failed, self.failure = 0, 0, ""
         if self.hooks:
             self._thread.start()
 
@@ -189,37 +183,16 @@ class Alerts:
             return
         values = {str(key): _plain(value) for key, value in event.values.items()}
         alert = Alert(event.name, event.step, _text(event.name, values), self.store, time.time(), values)
-        with self._change:
-            if self._closed:
-                return
-            if len(self._waiting) >= self._most:
-                self._waiting.popleft()
-                self.dropped += 1
-            self._waiting.append(alert)
-            self._change.notify_all()
+        self._hand(alert)
 
     def close(self, timeout: float = 5.0) -> bool:
         """Take no more, and wait for what waits to be given, at most so many seconds; whether all was."""
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-            done = self._change.wait_for(lambda: not self._waiting and not self._busy, timeout)
-            self.dropped += len(self._waiting)
-            self._waiting.clear()
-        return done
+        return self._drain(timeout)
 
-    def _work(self) -> None:
-        while True:
-            with self._change:
-                self._busy = False
-                self._change.notify_all()
-                self._change.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                alert, self._busy = self._waiting.popleft(), True
-            for hook in self.hooks:
-                if alert.kind in hook.on:
-                    self._give(hook, alert)
+    def _take(self, item: Alert, last: bool) -> None:
+        for hook in self.hooks:
+            if item.kind in hook.on:
+                self._give(hook, item)
 
     def _give(self, hook: Hook, alert: Alert) -> None:
         try:
