@@ -39,14 +39,14 @@ def test_it_imports_no_torch():
 
 def test_every_field_of_a_remedy_or_shift_has_a_meaning():
     for cls in spec.registered((Remedy, Shift)):
-        names = [field.name for field, _ in spec._hints(cls)] if cls.__module__.startswith("homeostat.") else []
+        names = [field.name for field, _ in spec.field_hints(cls)] if cls.__module__.startswith("homeostat.") else []
         missing = set(names) - set(field_texts(cls)) - {"remedies"}
         assert not missing, (cls, missing)
 
 
 def test_what_fields_hold_in_words():
     def words(cls: str) -> dict[str, str]:
-        return {field.name: in_words(hint) for field, hint in spec._hints(spec.find(cls))}
+        return {field.name: in_words(hint) for field, hint in spec.field_hints(spec.find(cls))}
 
     assert words("EATA") == {
         "fisher_alpha": "number >= 0",

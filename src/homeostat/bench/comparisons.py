@@ -259,7 +259,7 @@ def _by_group(gaps: np.ndarray, groups: Sequence[Any] | Any | None) -> np.ndarra
 
 def _wilcoxon(gaps: np.ndarray) -> float:
     """Two-sided p; zeros are ranked with the others and split between the signs (Pratt leaves them out of the sums)."""
-    return 1.0 if not gaps.any() else float(stats.wilcoxon(gaps, zero_method="pratt")[1])  # type: ignore[index,arg-type]
+    return 1.0 if not gaps.any() else float(np.asarray(stats.wilcoxon(gaps, zero_method="pratt"))[1])
 
 
 def _alike(ranks: Mapping[str, float], critical: float) -> tuple[tuple[str, ...], ...]:

@@ -90,13 +90,13 @@ def _command(name: str, does: str, function: Callable[..., None]) -> Any:
 def _with_options(cls: Any, written: Any, kind: str, body: Body) -> Any:
     """A command whose options are the body's own and the class's fields."""
     from homeostat.core.fieldtext import field_texts
-    from homeostat.core.spec import _hints
+    from homeostat.core.spec import field_hints
 
     texts = field_texts(cls)
     own = [parameter for name, parameter in inspect.signature(body, eval_str=True).parameters.items() if name != "made"]
     taken = {parameter.name for parameter in own}
     places, fields = {}, []
-    for field, hint in _hints(cls):
+    for field, hint in field_hints(cls):
         place = f"its_{field.name}" if field.name in taken or f"as_{field.name}" in taken else field.name
         places[place] = field.name
         usual = getattr(written, field.name) if written is not None else field.default
@@ -116,11 +116,11 @@ def _option(cls: Any, place: str, field: Any, hint: Any, usual: Any, text: str) 
     import dataclasses
 
     from homeostat.core.fieldtext import choices, in_words, kinds_within
-    from homeostat.core.spec import _options
+    from homeostat.core.spec import options_of
 
     words = list(getattr(cls, "words", {}).get(field.name, ())) or choices(hint)
     kinds = [kind.__name__ for kind in kinds_within(hint)]
-    is_flag = bool in _options(hint) and len(_options(hint)) == 1
+    is_flag = bool in options_of(hint) and len(options_of(hint)) == 1
     flag = f"--{place.replace('_', '-')}"
     must = usual is dataclasses.MISSING
 

@@ -115,7 +115,7 @@ def show(
     module = inspect.getmodule(cls)
     about, doc = inspect.cleandoc((module and module.__doc__) or ""), inspect.cleandoc(cls.__doc__ or "")
     texts, card = field_texts(cls), getattr(cls, "card", None)
-    fields = spec._hints(cls) if issubclass(cls, spec.Spec) and dataclasses.is_dataclass(cls) else ()
+    fields = spec.field_hints(cls) if issubclass(cls, spec.Spec) and dataclasses.is_dataclass(cls) else ()
     if as_json:
         told = [
             {

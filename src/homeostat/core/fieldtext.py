@@ -15,7 +15,7 @@ import re
 import textwrap
 from typing import Any, Literal, get_args, get_origin
 
-from homeostat.core.spec import Spec, _options
+from homeostat.core.spec import Spec, options_of
 
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
 
@@ -33,7 +33,7 @@ def field_texts(cls: type) -> dict[str, str]:
 
 def in_words(hint: Any) -> str:
     """What a field holds, in a word or two: `number > 0`, `subset|masked`, `Optimizer`, `list of Shift`."""
-    options = [option for option in _options(hint) if option is not type(None)]
+    options = [option for option in options_of(hint) if option is not type(None)]
     said = [_word(option) for option in options]
     bounds = [_bound(rule) for rule in getattr(hint, "__metadata__", ())]
     for arm in get_args(hint):
@@ -60,14 +60,14 @@ def _bound(rule: Any) -> str:
 
 def choices(hint: Any) -> list[str]:
     """The values that a field may have, where they are few and known."""
-    found = [str(choice) for option in _options(hint) if get_origin(option) is Literal for choice in get_args(option)]
-    return found + ["true", "false"] * (bool in _options(hint)) + ["none"] * (type(None) in _options(hint))
+    found = [str(choice) for option in options_of(hint) if get_origin(option) is Literal for choice in get_args(option)]
+    return found + ["true", "false"] * (bool in options_of(hint)) + ["none"] * (type(None) in options_of(hint))
 
 
 def kinds_within(hint: Any) -> list[type]:
     """The Specs that a field holds, alone or in a tuple."""
     found = []
-    for option in _options(hint):
+    for option in options_of(hint):
         if isinstance(option, type) and issubclass(option, Spec):
             found.append(option)
         elif get_origin(option) is tuple:

@@ -56,8 +56,8 @@ class Bag(Part):
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose name starts with `prefix` and a dot, by the rest of their name."""
-        start, kept = prefix.replace(".", "/") + "/", self._buffers
-        return {name[len(start) :].replace("/", "."): kept[name] for name in kept if name.startswith(start)}  # type: ignore[misc]
+        start, kept = prefix.replace(".", "/") + "/", self._buffers.items()
+        return {name[len(start) :].replace("/", "."): t for name, t in kept if t is not None and name.startswith(start)}
 
     def put(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
         """Store named tensors below a prefix."""

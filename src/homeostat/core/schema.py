@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from homeostat.core.errors import HomeostatError, SpecError
 from homeostat.core.fieldtext import field_texts
-from homeostat.core.spec import Spec, _bound, _hints, _options, find, plain, registered
+from homeostat.core.spec import Spec, _bound, field_hints, find, options_of, plain, registered
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -65,7 +65,7 @@ def _union(base: type, specs: list[type]) -> dict[str, Any]:
 
 def _fields(cls: type, wanted: dict[str, type]) -> dict[str, Any]:
     texts, missing, properties = field_texts(cls), _missing(cls), {}
-    for field, hint in _hints(cls):
+    for field, hint in field_hints(cls):
         said = {"description": texts[field.name]} if field.name in texts else {}
         if field.default is not dataclasses.MISSING and field.name not in missing:
             said["default"] = plain(field.default)
@@ -111,7 +111,7 @@ def _value(hint: Any, wanted: dict[str, type]) -> dict[str, Any]:
         return {"type": "array", "prefixItems": each, "minItems": len(each), "maxItems": len(each)}
     if origin is Literal:
         return {"enum": list(args)}
-    if len(_options(hint)) > 1:
+    if len(options_of(hint)) > 1:
         return {"anyOf": [_value(arg, wanted) for arg in args]}
     if isinstance(hint, type) and issubclass(hint, Spec):
         wanted[hint.__name__] = hint

@@ -68,7 +68,7 @@ class Spec:
             add(cls)
 
     def __post_init__(self) -> None:
-        for field, hint in _hints(type(self)):
+        for field, hint in field_hints(type(self)):
             value = getattr(self, field.name)
             try:
                 fixed = _accept(hint, value)
@@ -219,7 +219,7 @@ def from_config(config: Any, kind: type = Spec) -> Any:
             raise SpecError(f"{name}: its fields are a mapping; got {values!r}").at(str(name))
         if not (issubclass(cls, Spec) and dataclasses.is_dataclass(cls)):
             raise SpecError(f"{name} is not configurable; it is a {cls.__mro__[1].__name__}").at(str(name))
-        hints = {field.name: hint for field, hint in _hints(cls)}
+        hints = {field.name: hint for field, hint in field_hints(cls)}
         try:
             _check_names(cls, values)
             made = cls(**{key: _read(hints[key], value, key) for key, value in values.items()})
@@ -248,26 +248,27 @@ def _read(hint: Any, value: Any, key: str | int) -> Any:
 
 def _value(hint: Any, value: Any) -> Any:
     if isinstance(value, list):
-        inner = [a for h in _options(hint) if get_origin(h) is tuple for a in get_args(h) if a is not Ellipsis]
+        inner = [a for h in options_of(hint) if get_origin(h) is tuple for a in get_args(h) if a is not Ellipsis]
         return tuple(_read(inner[min(i, len(inner) - 1)] if inner else Any, item, i) for i, item in enumerate(value))
-    specs = [h for h in _options(hint) if isinstance(h, type) and issubclass(h, Spec)]
-    if specs and (isinstance(value, Mapping) or (isinstance(value, str) and str not in _options(hint))):
+    specs = [h for h in options_of(hint) if isinstance(h, type) and issubclass(h, Spec)]
+    if specs and (isinstance(value, Mapping) or (isinstance(value, str) and str not in options_of(hint))):
         return from_config(value, Spec)
     floats = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-    return floats.get(value, value) if isinstance(value, str) and float in _options(hint) else value
+    return floats.get(value, value) if isinstance(value, str) and float in options_of(hint) else value
 
 
-def _options(hint: Any) -> list[Any]:
+def options_of(hint: Any) -> list[Any]:
     """The alternatives of a union, without annotations."""
     if get_origin(hint) is Annotated:
-        return _options(get_args(hint)[0])
+        return options_of(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
-        return [option for arm in get_args(hint) for option in _options(arm)]
+        return [option for arm in get_args(hint) for option in options_of(arm)]
     return [hint]
 
 
 @functools.cache
-def _hints(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
+def field_hints(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
+    """The fields of a dataclass, each with its type."""
     hints: dict[str, Any] = {}
     try:
         for base in reversed(cls.__mro__):

@@ -24,7 +24,7 @@ import yaml
 
 from homeostat.core.configfile import read_yaml
 from homeostat.core.errors import SpecError
-from homeostat.core.spec import Spec, _hints, _options, _read, find, from_config
+from homeostat.core.spec import Spec, _read, field_hints, find, from_config, options_of
 
 _FORMS = "write a name, EATA; a call, EATA(margin=0.4); or a mapping, {EATA: {margin: 0.4}}"
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -62,8 +62,8 @@ def parse_field(cls: type[Spec], name: str, text: str) -> Any:
     Raises:
         SpecError: it cannot be read as what the field holds.
     """
-    hint = {field.name: hint for field, hint in _hints(cls)}[name]
-    options = _options(hint)
+    hint = {field.name: hint for field, hint in field_hints(cls)}[name]
+    options = options_of(hint)
     if type(None) in options and text.strip().lower() in ("none", "null"):
         return None
     if str in options or any(get_origin(option) is Literal for option in options):
@@ -92,7 +92,7 @@ def _listed(options: list[Any], text: str) -> Any:
         return _config(bare)
     if not bare:
         return []
-    words = [option for arg in inner for option in _options(arg)]
+    words = [option for arg in inner for option in options_of(arg)]
     if all(word is str or get_origin(word) is Literal for word in words):
         return [word.strip().strip("\"'") for word in bare.split(",") if word.strip()]
     return _config(f"[{bare}]")
