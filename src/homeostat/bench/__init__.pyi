@@ -1,3 +1,4 @@
+from .claiming import Claim as Claim, claim as claim
 from .comparisons import (
     Compared as Compared,
     Ranking as Ranking,
@@ -7,3 +8,4 @@ from .comparisons import (
     holm as holm,
     ranked as ranked,
 )
+from .results import Measured as Measured, Result as Result, Results as Results

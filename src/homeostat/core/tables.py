@@ -38,12 +38,12 @@ def row_of(reading: Reading) -> dict[str, Any]:
 
 def frame_of_readings(readings: Iterable[Reading]) -> pandas.DataFrame:
     """A row a reading."""
-    return _pandas().DataFrame([row_of(reading) for reading in readings])
+    return need_pandas().DataFrame([row_of(reading) for reading in readings])
 
 
 def frame_of_arrays(reading: Reading) -> pandas.DataFrame:
     """A column for each one-dimensional array of a reading, a row for each class, bin or feature."""
-    pd = _pandas()
+    pd = need_pandas()
     flat = {name: array.detach().cpu().numpy() for name, array in reading.arrays.items() if array.ndim == 1}
     return pd.DataFrame({name: pd.Series(values) for name, values in flat.items()})
 
@@ -56,7 +56,7 @@ def frame_of_trace(trace: Trace) -> pandas.DataFrame:
         for entry in trace
         for reading in entry.readings
     ]
-    return _pandas().DataFrame(made, columns=list(columns))
+    return need_pandas().DataFrame(made, columns=list(columns))
 
 
 def html_of_readings(readings: Sequence[Reading]) -> str:
@@ -114,7 +114,8 @@ def _short(text: str, most: int = 200) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _pandas() -> ModuleType:
+def need_pandas() -> ModuleType:
+    """pandas, or an error that names the extra."""
     try:
         import pandas
     except ImportError:
