@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from harm.networks import Problem
-from homeostat.core.data import UNKNOWN, Batch, Tensors, join
+from homeostat.core.data import UNKNOWN, Batch, Tensors, join, revealed
 from homeostat.core.errors import NonFiniteError
 from homeostat.core.method import Remedy
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.loop import Loop, Plan
-from homeostat.loop.stream import revealed
 from homeostat.loop.verify import shadow
 
 

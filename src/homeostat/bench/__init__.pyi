@@ -8,4 +8,27 @@ from .comparisons import (
     holm as holm,
     ranked as ranked,
 )
+from .entrants import Entrant as Entrant, Named as Named
+from .looped import Looped as Looped
+from .protocols import (
+    BatchOfOne as BatchOfOne,
+    Continual as Continual,
+    CorrelatedStream as CorrelatedStream,
+    Episodic as Episodic,
+    MixedStream as MixedStream,
+    PhaseReset as PhaseReset,
+    Protocol as Protocol,
+)
+from .refitted import Refitted as Refitted
 from .results import Measured as Measured, Result as Result, Results as Results
+from .running import Benched as Benched, bench as bench
+from .streams import drawn as drawn
+from .suite import (
+    Axis as Axis,
+    Setting as Setting,
+    Stream as Stream,
+    Suite as Suite,
+    Sweep as Sweep,
+    open_suite as open_suite,
+    shipped as shipped,
+)
