@@ -68,7 +68,7 @@ def test_a_cell_gives_what_the_parts_give_by_hand(done: Any) -> None:
     torch.set_num_threads(threads)
     right = (seen.logits.argmax(1) == seen.labels).double()
     assert found.readings["accuracy"].values == (float(right[:60].mean()), float(right[60:].mean()))
-    assert found.windows == tuple(pytest.approx(float(w.mean()), abs=1e-6) for w in right.split(50))
+    assert found.windows == tuple(pytest.approx(float(w.mean()), abs=1e-6) for w in right.split(25))
     assert found.phases == ("clean", "gaussian noise 3") and found.samples == 120
 
 

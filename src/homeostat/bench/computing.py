@@ -40,7 +40,7 @@ from homeostat.loop.network import Network
 if TYPE_CHECKING:
     from homeostat.bench.grid import Cell
 
-SMALLEST = 50
+SMALLEST = 25
 """Samples, at least, over which accuracy is said along a stream."""
 
 
