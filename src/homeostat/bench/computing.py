@@ -27,6 +27,7 @@ from homeostat.bench.protocols import Protocol
 from homeostat.bench.results import Measured, Result
 from homeostat.bench.streams import drawn, share
 from homeostat.bench.suite import Setting, Stream
+from homeostat.core.data import Data
 from homeostat.core.method import Remedy
 from homeostat.core.probe import Outputs, Probe, measure
 from homeostat.core.reach import LIBRARY, modules_of
@@ -90,14 +91,13 @@ def _names(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _computed(job: Mapping[str, Any]) -> Result:
-    stream, protocol = from_config(job["stream"], Stream), from_config(job["protocol"], Protocol)
+    protocol = from_config(job["protocol"], Protocol)
     entrant: Remedy | Entrant | Spec = from_config(job["entrant"], Spec)
     probes = [from_config(probe, Probe) for probe in job["probes"]]
     scratch = None if job["scratch"] is None else Path(job["scratch"])
-    opened = _opened(json.dumps(job["setting"], sort_keys=True), job["network_seed"], scratch)
+    opened = _opened(json.dumps(job["setting"]), job["network_seed"], scratch)
     run = Run(seed=job["seed"], scratch=scratch)
-    pool = share(opened.pool, stream.tuning) if job["tuned"] else opened.pool
-    parts = drawn(pool, stream.phases, stream.each, opened.model, run)
+    parts = _parts(json.dumps([job[name] for name in ("setting", "stream", "network_seed", "seed", "tuned")]), scratch)
     # What is read of the network in service is prepared before there is a stream.
     kits = {probe: probe.kit(opened.model, World(source=opened.before, task=opened.task), run=run) for probe in probes}
     reads = frozenset[str]().union(*(probe.reads for probe in probes)) | {"y"}
@@ -127,6 +127,15 @@ def _opened(setting: str, seed: int, scratch: Path | None) -> Opened:
     run = Run(seed=seed, scratch=scratch)
     model = made.model.build(run) if isinstance(made.model, Network) else load(made.model)
     return Opened(model, made.before.read(), made.pool.read(), made.task)
+
+
+@functools.lru_cache(maxsize=8)
+def _parts(drawing: str, scratch: Path | None) -> list[Data]:
+    """A stream's parts; entrants that answer the same stream one after another share them."""
+    setting, config, network_seed, seed, tuned = json.loads(drawing)
+    opened, stream = _opened(json.dumps(setting), network_seed, scratch), from_config(config, Stream)
+    pool = share(opened.pool, stream.tuning) if tuned else opened.pool
+    return drawn(pool, stream.phases, stream.each, opened.model, Run(seed=seed))
 
 
 def _by_phase(seen: Outputs, count: int) -> Sequence[Outputs]:
