@@ -114,7 +114,7 @@ def test_changed_code_changes_the_keys_of_the_cells_that_reach_it(monkeypatch: p
 
 def test_cells_do_not_reach_reports_statistics_or_the_loop() -> None:
     found = reach.reached([grids_module.COMPUTING, "homeostat.adapt.tent"])
-    strange = ("loop.loop", "loop.controller", "bench.summary", "bench.comparisons", "bench.running", "cli")
+    strange = ("loop.loop", "loop.controller", "bench.summary", "bench.comparisons", "bench.runner", "cli")
     assert not [name for name in found if any(name.endswith(part) for part in strange)]
 
 

@@ -21,7 +21,7 @@ from .protocols import (
 )
 from .refitted import Refitted as Refitted
 from .results import Measured as Measured, Result as Result, Results as Results
-from .running import Benched as Benched, bench as bench
+from .runner import Benched as Benched, bench as bench
 from .streams import drawn as drawn
 from .suite import (
     Axis as Axis,

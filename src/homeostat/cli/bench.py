@@ -29,7 +29,7 @@ def bench(
     Cells that are done are kept: the same command goes on where it stopped, and computes only what is missing or
     changed. It ends in a table, and in a report with pictures.
     """
-    from homeostat.bench.running import bench as compute
+    from homeostat.bench.runner import bench as compute
     from homeostat.bench.suite import open_suite, shipped
 
     if not suite:
