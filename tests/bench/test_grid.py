@@ -301,3 +301,12 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path: Path) -> None:
 
 def test_noise_is_what_the_stream_says() -> None:
     assert STREAM.words() == ("clean", "gaussian noise 3") and NOISE in STREAM.phases
+
+
+def test_the_suite_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    path = tmp_path / "suite.yaml"
+    path.write_text(page.split("```yaml\n")[1].split("```")[0])
+    made = open_suite(path)
+    assert [stream.name for stream in made.streams if stream.tuning] == ["other noise"]
+    assert len(made.rivals()) == 7 and made.settings[0].model == str(tmp_path / "nets" / "shop")
