@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from homeostat.cli import catalogue, files, methods, records, serving, trying
+from homeostat.cli import bench, catalogue, files, methods, records, serving, trying
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -14,7 +14,7 @@ app = typer.Typer(
     epilog="Ends with 0 when all is well, 2 when something is wrong that you can put right, 130 when interrupted.",
 )  # fmt: skip
 
-_BEGIN, _SERVE, _TRY, _LOOK = "Begin", "Serve", "Try", "Look up"
+_BEGIN, _SERVE, _TRY, _COMPARE, _LOOK = "Begin", "Serve", "Try", "Compare", "Look up"
 app.command(rich_help_panel=_BEGIN)(serving.demo)
 app.command(rich_help_panel=_BEGIN)(files.init)
 app.command(rich_help_panel=_BEGIN)(files.convert)
@@ -34,6 +34,7 @@ app.add_typer(
     typer.Typer(cls=trying.Shifts, no_args_is_help=True), name="shift", rich_help_panel=_TRY,
     help="Apply a shift to data and write the result: homeostat shift Corrupt --help.",
 )  # fmt: skip
+app.command(rich_help_panel=_COMPARE)(bench.bench)
 app.command("list", rich_help_panel=_LOOK)(methods.list_)
 app.command(rich_help_panel=_LOOK)(methods.show)
 app.command(rich_help_panel=_LOOK)(catalogue.advise)

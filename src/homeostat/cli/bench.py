@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -45,7 +45,7 @@ def bench(
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; what is done is in {near(home)}; the same command goes on", err=True)
         raise typer.Exit(130) from None
-    _said(done, home, reference or made.reference, probe, as_json)
+    _said(done, home, reference, probe, as_json)
 
 
 def _list(known: dict[str, Path], as_json: bool) -> None:
@@ -62,5 +62,36 @@ def _list(known: dict[str, Path], as_json: bool) -> None:
         table(rows, ("suite", "seeds", "about"), whole=("suite",))
 
 
-def _said(done: Any, home: Path, reference: str, probe: str | None, as_json: bool) -> None:
-    raise NotImplementedError
+def _said(done: Benched, home: Path, reference: str | None, probe: str | None, as_json: bool) -> None:
+    from homeostat.bench.page import write_page
+    from homeostat.bench.summary import summarize
+    from homeostat.cli import grids
+
+    suite = done.suite
+    held = suite.reference if reference is None else reference
+    if reference is None and held not in [name for name, _, _ in suite.rivals()]:
+        held = ""
+    tuning = [stream.name for stream in suite.streams if stream.tuning]
+    summary = summarize(done.results, reference=held, probe=probe, tune=tuning, unlabelled=suite.unlabelled)
+    protocols = {one.called(): in_words(type(one)) for one in suite.protocols}
+    about = {"About": suite.about} if suite.about else {}
+    page = write_page(
+        home / "report.html", done.results, summary, title=suite.name, about=about, protocols=protocols,
+    )  # fmt: skip
+    if as_json:
+        counts = {"computed": done.computed, "kept": done.kept, "cells_failed": done.failed}
+        print_json({**grids.as_json(summary), **counts, "results": str(done.path), "report": str(page)})
+    else:
+        grids.show(summary)
+        typer.echo()
+        cells = f"{several(done.computed, 'cell')} computed, {done.kept:,} kept, {done.failed:,} failed"
+        lines([("cells", cells), ("results", near(done.path)), ("report", near(page))])
+        if done.failed:
+            typer.echo("failed cells are in the report with their errors; --retry computes them once more", err=True)
+
+
+def in_words(kind: type) -> str:
+    """The first sentence of a class's documentation."""
+    import inspect
+
+    return (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
