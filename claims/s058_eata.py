@@ -7,12 +7,15 @@ clean images after adaptation an accuracy close to the network's own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from homeostat.adapt import EATA, BatchNormBlend, Tent
 from homeostat.bench import claim
 from homeostat.core.data import Data
+from homeostat.core.online import Online
 from homeostat.core.probe import outputs
 from homeostat.core.run import Run
 from homeostat.core.world import World
@@ -34,7 +37,7 @@ def _served(net: nn.Module, stream: Data) -> float:
     """Accuracy on a stream, each sample answered before it is learnt from; the network itself learns."""
     right = 0.0
     for batch in stream.batches(100):
-        logits = net.observe(batch.replace(y=None)) if hasattr(net, "observe") else net(batch.x)
+        logits: Any = net.observe(batch.replace(y=None)) if isinstance(net, Online) else net(batch.x)
         right += float((logits.argmax(1) == batch.y).sum())
     return right / len(stream)
 

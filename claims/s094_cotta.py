@@ -6,12 +6,15 @@ Wang et al., Continual test-time domain adaptation, CVPR 2022 (S094): on continu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from homeostat.adapt import BatchNormBlend, CoTTA, Tent
 from homeostat.bench import claim
 from homeostat.core.data import Data
+from homeostat.core.method import Remedy
 from homeostat.core.probe import prequential
 from homeostat.core.run import Run
 from homeostat.data import CIFAR10, FashionMNIST
@@ -77,7 +80,7 @@ def as_accurate_as_tent(run: Run, pool: Data) -> dict[str, float]:
     return _continual(run, pool)
 
 
-def _revisited(run: Run, test: Data, arms: dict[str, CoTTA | Tent | BatchNormBlend]) -> dict[str, float]:
+def _revisited(run: Run, test: Data, arms: Mapping[str, Remedy]) -> dict[str, float]:
     """Accuracy that is lost from the first of three rounds to the third."""
     net, images = NETWORK.build(run), test.shuffle(run.rng("pool"))[:9000]
     stream = Phases(ROUND, cycles=3)(images, run=run)
