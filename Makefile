@@ -51,8 +51,8 @@ lint: $(STAMP) ## ruff, formatting, types, imports that point down only
 docs: $(STAMP) ## build the pages into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-claims: $(STAMP) data ## run every file in claims/: the papers' headline effects, shrunk
-	@$(call each,claims)
+claims: $(STAMP) data ## run every claim of claims/ and write down what came out
+	@$(BIN)/homeostat claims run --all
 
 harm: $(STAMP) data ## measure the promise to do no harm and write docs/harm.md
 	@OMP_NUM_THREADS=1 $(BIN)/python harm/run.py

@@ -90,7 +90,7 @@ def claim(
     shrunk: str,
     unit: str = "fraction",
     better: Literal["higher", "lower"] | Any = "higher",
-    data: tuple[Reader, ...] = (),
+    data: tuple[Reader, ...] | Any = (),
 ) -> Callable[[Callable[..., Mapping[str, float]]], Claim]:
     """Make a claim of a function; see the module's docstring and `Claim`.
 
@@ -107,6 +107,8 @@ def claim(
         raise SpecError(f"claim {id}: tier is one of {', '.join(map(repr, TIERS))}; got {tier!r}")
     if better not in ("higher", "lower"):
         raise SpecError(f"claim {id}: better is 'higher' or 'lower'; got {better!r}")
+    if not isinstance(data, tuple) or not all(isinstance(reader, Reader) for reader in data):
+        raise SpecError(f'claim {id}: data are {data!r}; a tuple of readers is wanted, such as (FashionMNIST("test"),)')
     if ours == baseline:
         raise SpecError(f"claim {id}: ours and baseline are both {ours!r}")
 

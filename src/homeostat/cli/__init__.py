@@ -6,12 +6,13 @@ import sys
 
 import typer
 
-from homeostat.cli import bench, catalogue, files, methods, records, serving, trying
+from homeostat.cli import bench, catalogue, claims, files, methods, records, serving, trying
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     help="Keeps a trained neural network working when the world it meets changes.",
-    epilog="Ends with 0 when all is well, 2 when something is wrong that you can put right, 130 when interrupted.",
+    epilog="Ends with 0 when all is well, 1 when a check of claims finds something wrong, 2 when something is wrong "
+    "that you can put right, 130 when interrupted.",
 )  # fmt: skip
 
 _BEGIN, _SERVE, _TRY, _COMPARE, _LOOK = "Begin", "Serve", "Try", "Compare", "Look up"
@@ -35,6 +36,10 @@ app.add_typer(
     help="Apply a shift to data and write the result: homeostat shift Corrupt --help.",
 )  # fmt: skip
 app.command(rich_help_panel=_COMPARE)(bench.bench)
+app.add_typer(
+    claims.app, name="claims", rich_help_panel=_COMPARE,
+    help="What papers claim, run again in minutes: list, run, check.",
+)  # fmt: skip
 app.command("list", rich_help_panel=_LOOK)(methods.list_)
 app.command(rich_help_panel=_LOOK)(methods.show)
 app.command(rich_help_panel=_LOOK)(catalogue.advise)

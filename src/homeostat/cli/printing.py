@@ -172,5 +172,13 @@ class Progress:
             else:
                 self._bars.update(self._tasks[event.name], completed=done, total=event.total)
 
+    def overall(self, word: str, done: int, total: int) -> None:
+        """How far a command has come with its stages; the bar of a stage that is over goes."""
+        for name in [name for name in self._tasks if name != word]:
+            self._bars.remove_task(self._tasks.pop(name))
+        if word not in self._tasks:
+            self._tasks[word] = self._bars.add_task(word, total=total)
+        self._bars.update(self._tasks[word], completed=done, total=total)
+
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
