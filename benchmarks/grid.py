@@ -6,8 +6,8 @@
 A cell answers a stream; around it samples are drawn and shifted, probes read, a row written, and in a pool the cell is
 handed over and back. *Overhead* is what a cell takes in a grid beyond the same network answering the same samples,
 already drawn, in a plain loop: milliseconds a cell, and as a share, for streams of growing length. *Speed-up* is the
-time of a grid in this process over that in two processes (and on Ray), networks trained beforehand, in turn; the median of
-the ratios of neighbours. Pools start anew each time, so that a short grid shows what starting them costs.
+time of a grid in this process over that in two processes (and on Ray), networks trained beforehand, in turn; the median
+of the ratios of neighbours. Pools start anew each time, so that a short grid shows what starting them costs.
 """
 
 from __future__ import annotations

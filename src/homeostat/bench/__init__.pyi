@@ -10,6 +10,16 @@ from .comparisons import (
     ranked as ranked,
 )
 from .entrants import Entrant as Entrant, Named as Named
+from .evidence import (
+    Evidence as Evidence,
+    Judgement as Judgement,
+    Statement as Statement,
+    judge as judge,
+    read_evidence as read_evidence,
+    verdicts as verdicts,
+    write_evidence as write_evidence,
+)
+from .finding import Claims as Claims, Found as Found, find_claims as find_claims, read_claims as read_claims
 from .looped import Looped as Looped
 from .protocols import (
     BatchOfOne as BatchOfOne,
@@ -23,6 +33,7 @@ from .protocols import (
 from .refitted import Refitted as Refitted
 from .results import Measured as Measured, Result as Result, Results as Results
 from .runner import Benched as Benched, bench as bench
+from .running import Outcome as Outcome, run_claim as run_claim
 from .streams import drawn as drawn
 from .suite import (
     Axis as Axis,
@@ -33,14 +44,3 @@ from .suite import (
     open_suite as open_suite,
     shipped as shipped,
 )
-from .evidence import (
-    Evidence as Evidence,
-    Judgement as Judgement,
-    Statement as Statement,
-    judge as judge,
-    read_evidence as read_evidence,
-    verdicts as verdicts,
-    write_evidence as write_evidence,
-)
-from .finding import Claims as Claims, Found as Found, find_claims as find_claims, read_claims as read_claims
-from .running import Outcome as Outcome, run_claim as run_claim

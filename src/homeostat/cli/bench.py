@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from homeostat.cli.printing import AsJson, Progress, near, print_json, table
+from homeostat.cli.printing import AsJson, Progress, lines, near, print_json, several, table
+
+if TYPE_CHECKING:
+    from homeostat.bench.runner import Benched
 
 
 def bench(
@@ -73,7 +76,7 @@ def _said(done: Benched, home: Path, reference: str | None, probe: str | None, a
         held = ""
     tuning = [stream.name for stream in suite.streams if stream.tuning]
     summary = summarize(done.results, reference=held, probe=probe, tune=tuning, unlabelled=suite.unlabelled)
-    protocols = {one.called(): in_words(type(one)) for one in suite.protocols}
+    protocols = {one.called(): first_sentence(type(one)) for one in suite.protocols}
     about = {"About": suite.about} if suite.about else {}
     page = write_page(
         home / "report.html", done.results, summary, title=suite.name, about=about, protocols=protocols,
@@ -90,7 +93,7 @@ def _said(done: Benched, home: Path, reference: str | None, probe: str | None, a
             typer.echo("failed cells are in the report with their errors; --retry computes them once more", err=True)
 
 
-def in_words(kind: type) -> str:
+def first_sentence(kind: type) -> str:
     """The first sentence of a class's documentation."""
     import inspect
 
