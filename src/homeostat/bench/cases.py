@@ -1,7 +1,7 @@
 """Results as scores by case, and the cases in which several entrants can be compared.
 
 A case is a phase of a stream, under a setting, a protocol and a seed. Entrants are compared only in cases in which each
-of them has a value: a mean over other cases than another's says nothing. What is left out for it is counted, to be said.
+of them has a value: a mean over other cases than another's says nothing. What is left out for it is counted, and said.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands in the way of believing a grid: cells that failed or are missing, versions that differ, unequal search."""
+"""What speaks against believing a grid: cells that failed or are missing, versions that differ, unequal search."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ def caveats(
 
 
 def _of_sweeps(
-    chosen: Sequence[Chosen], sweeps: Collection[str], tune: Collection[str], blind: str, readings: Mapping[str, Measured]
+    chosen: Sequence[Chosen],
+    sweeps: Collection[str],
+    tune: Collection[str],
+    blind: str,
+    readings: Mapping[str, Measured],
 ) -> list[str]:
     if not sweeps:
         return []

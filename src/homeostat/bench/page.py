@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -96,7 +95,8 @@ def write_page(
     script = (PARTS / "page.js").read_text(encoding="utf-8")
     files, short = downloads.downloads(summary, given)
     parts = _parts(summary)
-    times = sorted(r.at for r in given if r.at)
+    rows = summary.tables[0].rows if summary.tables else ()
+    times = sorted(r.at[:16].replace("T", " ") for r in given if r.at)
     page = _environment().get_template("grid.html.j2").render(
         title=clip(title or f"Suite {summary.suite}", 200), summary=summary, lead=headline(summary), parts=parts,
         tiles=_tiles(summary), curves=curves(summary), files=files, short=short, script=Markup(script),
@@ -105,7 +105,8 @@ def write_page(
         protocols=_protocols(given, protocols), settings=list(dict.fromkeys(r.setting for r in given)),
         streams=list(dict.fromkeys(r.stream for r in given)),
         about={clip(name, 80): clip(text, 2000) for name, text in list(about.items())[:50]},
-        when=f"{times[0]} to {times[-1]} UTC" if times else "", swept=any(r.trials > 1 for t in parts for r in t.table.rows),
+        when=f"{' to '.join(dict.fromkeys((times[0], times[-1])))} UTC" if times else "",
+        swept=any(row.trials > 1 for row in rows), tall=len(rows) > 25,
     )  # fmt: skip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,5 +190,3 @@ def _protocols(results: Iterable[Result], said: Mapping[str, str]) -> dict[str, 
         own = r.about.get("protocol", "")
         made.setdefault(r.protocol, clip(said.get(r.protocol) or (own if isinstance(own, str) else ""), 1000))
     return made
-
-

@@ -3,11 +3,12 @@
 - The cases of a difference are phases of streams with their seeds, and whole seeds are drawn together: phases and
   streams of one seed share samples and, where a method carries state, the method's state. The interval therefore speaks
   of other seeds on these same streams, not of other streams.
-- The cases of the ranking are streams, each the mean over its phases and seeds. Friedman's test takes its cases to be
-  independent data sets. Seeds of one stream are draws from the same data, and phases of a stream share its network, its
-  data and the state carried through it; counted as cases they would make the critical difference far too small. With
-  few streams little can be told apart, and the notes say so. (Streams that are made from the same data by the same
-  network are not quite independent either: take the critical difference as the least that is wanted.)
+- The cases of the ranking are streams, each the mean over its phases, seeds and protocols; the same stream under
+  another setting, which is another network, is another case. Friedman's test takes its cases to be independent data
+  sets. Seeds of a stream are draws from the same data, its phases share the state that is carried through it, and
+  protocols are ways to go through it; counted as cases they would make the critical difference far too small. With few
+  streams little can be told apart, and the notes say so. (Streams that are made from the same data are not quite
+  independent either: take the critical difference as the least that is wanted.)
 - Differences are counted so that more is better: for a probe of which lower is better, 0.1 means lower by 0.1.
 - Harm is the lowest of the harm bounds of all phases. As the lowest of many it is on the safe side.
 - Holm's correction is over the entrants of one table. What is chosen with labels that no user has (an oracle) is not
@@ -101,6 +102,7 @@ class Table:
         places: phases that count.
         cases, possible: how many count, and how many anybody has a value in.
         seeds, streams: how many count.
+        ranked: cases of the ranking: streams, once for each setting.
         ranking: of those that are compared and that a user can have; None where nothing can be ranked.
         notes: what the table does not carry.
     """
@@ -117,6 +119,7 @@ class Table:
     possible: int
     seeds: int
     streams: int
+    ranked: int
     ranking: Ranking | None
     notes: tuple[str, ...] = ()
 
@@ -193,7 +196,8 @@ def score_table(
     notes += dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for one in compared.values() for note in one.notes)
     return Table(
         setting, protocol, probe, what.better, what.unit, grid.reference, tuple(rows), places, len(found.cases),
-        found.possible, len(seeds), len({place[:3] for place in places}), ranking, tuple(notes),
+        found.possible, len(seeds), len({place.stream for place in places}),
+        len({(place.setting, place.stream) for place in places}), ranking, tuple(notes),
     )  # fmt: skip
 
 
@@ -210,7 +214,7 @@ def _compared(grid: _Grid) -> dict[str, Compared]:
 
 def _ranking(grid: _Grid) -> tuple[Ranking | None, list[str]]:
     """The ranking over streams, or why there is none."""
-    names, streams = grid.kept(oracle=False), [case[:3] for case in grid.found.cases]
+    names, streams = grid.kept(oracle=False), [(case.setting, case.stream) for case in grid.found.cases]
     order = {stream: number for number, stream in enumerate(dict.fromkeys(streams))}
     if grid.what.better == "none" or len(names) < 3:
         return None, []
@@ -222,9 +226,7 @@ def _ranking(grid: _Grid) -> tuple[Ranking | None, list[str]]:
     return made, [f"Ranking: {note.replace(' cases', ' streams', 1)}." for note in made.notes]
 
 
-def _row(
-    grid: _Grid, name: str, one: Compared | None, places: tuple[Place, ...], ranking: Ranking | None
-) -> Row:
+def _row(grid: _Grid, name: str, one: Compared | None, places: tuple[Place, ...], ranking: Ranking | None) -> Row:
     entry, mine = grid.entries[name], grid.of(name)
     row = Row(
         name, entry.kind, entry.trials, float(grid.sign * mine.mean()), speed=entry.speed, prepare=entry.prepare,

@@ -95,7 +95,9 @@ def oracle(members: Sequence[Result], probe: str, what: Measured) -> Chosen:
 
 def unlabelled(members: Sequence[Result], probe: str, what: Measured) -> Chosen:
     """The member that a reading without labels prefers in each run; lower is taken where neither way is better."""
-    return _by(members, "unlabelled", lambda r: (r.setting, r.protocol, r.stream, r.seed), probe, what.better != "higher")
+    return _by(
+        members, "unlabelled", lambda r: (r.setting, r.protocol, r.stream, r.seed), probe, what.better != "higher"
+    )
 
 
 def tuned(members: Sequence[Result], tune: Collection[str], probe: str, what: Measured) -> Chosen:

@@ -148,7 +148,9 @@ def _known(argument: str, name: str, known: Sequence[str], what: str) -> None:
     if name and name not in known:
         every = list(dict.fromkeys(known))
         shown = ", ".join(map(repr, every[:8])) + (", ..." if len(every) > 8 else "")
-        raise UnknownName(f"{argument}: no {what} of these results is {name!r}.{nearest(name, every)} There are {shown}")
+        raise UnknownName(
+            f"{argument}: no {what} of these results is {name!r}.{nearest(name, every)} There are {shown}"
+        )
 
 
 def _choices(

@@ -6,6 +6,7 @@ harm. All others are thin grey lines behind them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from homeostat.bench.cases import Place
 from homeostat.bench.reporting import wording
 from homeostat.bench.results import Result
 from homeostat.bench.summary import Summary
-from homeostat.loop.reporting.charts import Chart, Line, Span
+from homeostat.loop.reporting.charts import Chart, Line, Span, thin
 from homeostat.loop.reporting.wording import clip
 
 WIDTH, HEIGHT = 340, 130
@@ -51,6 +52,8 @@ def curves(summary: Summary) -> Curves:
         if r.status == "ok" and len(r.windows) > 1:
             streams.setdefault((r.setting, r.protocol, r.stream), {}).setdefault(r.entrant, []).append(r)
     bright = {name: f"e{number}" for number, name in enumerate(_bright(summary))}
+    lowest = min((min(thin(_mean(c), 5)) for mine in streams.values() for c in mine.values()), default=0.0)
+    ends = (max(0.0, math.floor(10 * lowest) / 10) if lowest < 0.9 else 0.8, 1.0)
     made = list[Curve]()
     for (setting, protocol, stream), mine in list(streams.items())[:CHARTS]:
         means = {name: _mean(cells) for name, cells in mine.items()}
@@ -61,12 +64,14 @@ def curves(summary: Summary) -> Curves:
         lines = [Line(_padded(line.values, count), line.style) for line in lines]
         first = next(iter(mine.values()))[0]
         said = ", ".join(
-            f"{clip(name, 40)} {wording.value(float(np.nanmean(means[name])), 'fraction')}" for name in bright if name in means
+            f"{clip(name, 40)} {wording.value(float(np.nanmean(means[name])), 'fraction')}"
+            for name in bright
+            if name in means
         )
         chart = Chart(
             f"Accuracy batch by batch on {stream} ({setting}, {protocol}), means over seeds. On average: {said}.",
             "right answers", np.arange(count), lines, _spans(first, count, summary.phases), percent=True,
-            height=HEIGHT, across="batch",
+            height=HEIGHT, across="batch", ends=ends,
         )  # fmt: skip
         made.append(Curve(setting, protocol, stream, chart.svg(WIDTH)))
     grey = any(name not in bright for mine in streams.values() for name in mine)

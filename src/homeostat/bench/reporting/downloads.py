@@ -1,4 +1,4 @@
-"""What the report gives as CSV: the tables, and all readings. Packed, so that the file stays small; the page unpacks."""
+"""What the report gives as CSV: the tables, and all readings. Packed to keep the page small, which unpacks them."""
 
 from __future__ import annotations
 

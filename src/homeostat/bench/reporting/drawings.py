@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
 from homeostat.bench.reporting import wording
@@ -87,42 +88,61 @@ def differences(table: Table) -> Picture | None:
 
 
 def _differences(table: Table, rows: Sequence[Row], width: int) -> Markup:
-    ends = [0.0]
-    for row in rows:
-        ends += [row.difference or 0.0, *((row.interval.low, row.interval.high) if row.interval else ())]
-        ends += [row.harm.mean] if row.harm else []
-    low, high = min(ends), max(ends)
-    pad = 0.04 * (high - low) or 0.01
-    sheet = _Sheet(width, len(rows), low - pad, high + pad)
+    low, high = _range(rows)
+    sheet = _Sheet(width, len(rows), low, high)
     marks = [(t, wording.change(t, table.unit)) for t in ticks(sheet.low, sheet.high, 9 if sheet.beside else 5)]
     if table.unit == "fraction":
         marks = [(t, text.removesuffix(".0")) for t, text in marks]
-    made = sheet.axis(marks, f"{measure}{wording.scope(table)}" if (measure := _measure(table)) else "")
+    made = sheet.axis(marks, _measure(table))
     made.append(stroke("zero", sheet.x(0), sheet.top - 8, sheet.x(0), sheet.floor))
     for number, row in enumerate(rows):
         y, at = sheet.y(number), sheet.x(row.difference or 0.0)
         side = _side(row)
         made.append(sheet.name(number, row.entrant))
         if row.interval:
-            made.append(stroke(f"interval {side}", sheet.x(row.interval.low), y, sheet.x(row.interval.high), y))
+            ends = [min(max(end, low), high) for end in (row.interval.low, row.interval.high)]
+            made.append(stroke(f"interval {side}", sheet.x(ends[0]), y, sheet.x(ends[1]), y))
         said = f"{row.entrant}: {wording.counted(row.difference, table.unit)}"
         said += f", 95% interval {wording.between(row.interval, table.unit)}" if row.interval else ""
-        if row.harm:
+        beyond = [value for value in (row.difference or 0.0, row.harm.mean if row.harm else 0.0) if value < low]
+        if beyond:
+            text = " and ".join(wording.change(value, table.unit) for value in beyond)
+            arrow = Markup('<path class="beyond" d="M0 0L9 -5V5Z" transform="translate({:.1f} {:.1f})"/>')
+            made += [arrow.format(sheet.x(low), y), written(sheet.x(low) + 14, y + 4, text, "tick", "start")]
+        if row.harm and row.harm.mean >= low:
             worst = Markup('<path class="worst" d="M0 -5L5 0L0 5L-5 0Z" transform="translate({:.1f} {:.1f})">').format(
                 sheet.x(row.harm.mean), y
             )
             made.append(worst + Markup("<title>{}</title></path>").format(
                 f"{row.entrant}, worst phase: {wording.counted(row.harm.mean, table.unit)}"))  # fmt: skip
+        if (row.difference or 0.0) < low:
+            continue
         dot = Markup('<circle class="estimate {}" cx="{:.1f}" cy="{:.1f}" r="5">').format(side, at, y)
         made.append(dot + Markup("<title>{}</title></circle>").format(said))
-    label = f"Difference of {len(rows)} entrants to {table.reference}, with 95% intervals; the numbers are in the table."
+    label = (
+        f"Difference of {len(rows)} entrants to {table.reference}, with 95% intervals; the numbers are in the table."
+    )
     return _whole(sheet, made, label)
+
+
+def _range(rows: Sequence[Row]) -> tuple[float, float]:
+    """Ends of the axis. Who loses very much would leave the others no room, and becomes an arrow at the edge."""
+    means = [row.difference or 0.0 for row in rows]
+    ends = [0.0, *means, *(end for row in rows if row.interval for end in (row.interval.low, row.interval.high))]
+    ends += [row.harm.mean for row in rows if row.harm]
+    low, high = min(ends), max(ends)
+    usual = 4 * float(np.median(np.abs(means)))
+    if 0 < 2 * usual < -low and 4 * sum(end < -usual for end in ends) < len(ends):
+        low = min(end for end in ends if end >= -usual)
+        return low - 0.25 * (high - low), high + 0.04 * (high - low)
+    pad = 0.04 * (high - low) or 0.01
+    return low - pad, high + pad
 
 
 def _measure(table: Table) -> str:
     unit = wording.measure(table.unit)
     lower = "lower by, " if table.better == "lower" else ""
-    return f"{table.probe}, {lower}{unit}; " if unit else f"{table.probe}; "
+    return f"{table.probe}: difference to {_cut(table.reference, 200)}, {lower}{unit}".rstrip(", ")
 
 
 def _side(row: Row) -> str:
@@ -151,7 +171,7 @@ def _ranks(table: Table, order: Sequence[str], width: int) -> Markup:
     last = max(known[name] for name in order)
     sheet = _Sheet(width, len(order), 1.0 - 0.03 * (last - 1), max(last, 1.5) + 0.03 * (last - 1), 64.0, gutter + 18)
     marks = [(t, f"{t:g}") for t in ticks(1.0, sheet.high, 8 if sheet.beside else 5)]
-    made = sheet.axis(marks, f"mean rank over {table.streams} streams, 1 is best")
+    made = sheet.axis(marks, f"mean rank over {wording.blocks(table)}; 1 is best")
     room = sheet.x(sheet.low + critical) if critical < sheet.high - sheet.low else None
     end = room or width - sheet.right
     made.append(stroke("critical", sheet.start, 34, end, 34))
@@ -166,7 +186,7 @@ def _ranks(table: Table, order: Sequence[str], width: int) -> Markup:
     for first, final, column in bars:
         x = width - gutter + 12.0 * column + 4
         made.append(stroke("alike", x, sheet.y(first) - 7, x, sheet.y(final) + 7))
-    label = f"Mean ranks of {len(order)} entrants over {table.streams} streams: " + ", ".join(
+    label = f"Mean ranks of {len(order)} entrants over {wording.blocks(table)}: " + ", ".join(
         f"{name} {known[name]:.2f}" for name in order[:10]
     )
     return _whole(sheet, made, f"{label}. Those that differ by less than {critical:.2f} cannot be told apart.")
@@ -193,7 +213,7 @@ def _some(rows: Sequence[Row]) -> list[Row]:
 
 
 def _cut(text: str, room: float) -> str:
-    most = int(room / LETTER)
+    most = int(room / (1.13 * LETTER))
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from homeostat.bench.reporting import wording
-from homeostat.bench.reporting.wording import NAME, counted, names
+from homeostat.bench.reporting.wording import counted, named, names
 from homeostat.bench.scoring import Row, Table
 from homeostat.bench.summary import Summary
-from homeostat.loop.reporting.wording import clip, several
+from homeostat.loop.reporting.wording import several
 
 LIMIT = 0.01
 """Loss of a fraction, in a phase, that counts as harm."""
@@ -31,18 +31,19 @@ def headline(summary: Summary) -> list[str]:
 
 
 def _best(summary: Summary, table: Table, rows: list[Row]) -> str:
-    parts = [several(table.streams, "stream"), several(table.seeds, "seed")]
-    over = f"Over {parts[0]} and {parts[1]}"
+    ways = len({(place.setting, place.protocol) for place in table.places})
+    each = f", each under {ways} settings and protocols," if ways > 1 else ""
+    over = f"Over {several(table.streams, 'stream')}{each} and {several(table.seeds, 'seed')}"
     if table.better == "none":
         return f"{over}, {table.probe} was read of {several(len(rows), 'entrant')}; neither way is better."
     best = rows[0]
     came = _came(table, best)
     if len(rows) == 1:
-        return f"{over}, {clip(best.entrant, NAME)} was {came}; there is nobody to compare it with."
+        return f"{over}, {named(best.entrant)} was {came}; there is nobody to compare it with."
     who = "the network left as it is" if best.entrant == "Source" else "the reference"
     if best.entrant == table.reference:
-        return f"{over}, nothing was better than {clip(best.entrant, NAME)}, {who}, which was {came}."
-    first = f"{over}, {clip(best.entrant, NAME)} was best: {came}"
+        return f"{over}, nothing was better than {named(best.entrant)}, {who}, which was {came}."
+    first = f"{over}, {named(best.entrant)} was best: {came}"
     if not table.reference:
         return f"{first}."
     theirs = next(row for row in rows if row.entrant == table.reference)
@@ -50,7 +51,7 @@ def _best(summary: Summary, table: Table, rows: list[Row]) -> str:
     if best.interval is not None:
         sure = f" (95% interval {wording.between(best.interval, table.unit)})"
     return (
-        f"{first}, where {clip(table.reference, NAME)} was {_came(table, theirs)}: "
+        f"{first}, where {named(table.reference)} was {_came(table, theirs)}: "
         f"{counted(best.difference, table.unit)}{sure}."
     )
 
@@ -63,7 +64,7 @@ def _came(table: Table, row: Row) -> str:
 
 
 def _against(table: Table, others: list[Row]) -> str:
-    them, known = clip(table.reference, NAME), [row for row in others if row.interval is not None]
+    them, known = named(table.reference), [row for row in others if row.interval is not None]
     if not known:
         return (
             f"Differences to {them}: {names(others, table.unit)}. With one seed nothing says how far they are chance."
@@ -91,7 +92,7 @@ def _harm(summary: Summary, table: Table, others: list[Row]) -> list[str]:
     said, much = list[str](), wording.counted(limit, table.unit).lstrip("+").replace("1.0 points", "a point")
     if lost:
         each = [
-            f"{clip(row.entrant, NAME)} loses {wording.counted(-harm.mean, table.unit).lstrip('+')} in "
+            f"{named(row.entrant)} loses {wording.counted(-harm.mean, table.unit).lstrip('+')} in "
             f"“{wording.where(harm.place, table, summary.phases)}”"
             for row, harm in lost
         ]
@@ -100,7 +101,7 @@ def _harm(summary: Summary, table: Table, others: list[Row]) -> list[str]:
         said.append(f"None loses more than {much} on average in any phase.")
     bounded = [(row, harm.bound) for row, harm in known if harm.bound is not None]
     if bounded:
-        safe = [clip(row.entrant, NAME) for row, bound in bounded if bound > -limit]
+        safe = [named(row.entrant) for row, bound in bounded if bound > -limit]
         if safe:
             said.append(f"That more than {much} is lost in some phase can be ruled out, at 95%, for "
                         f"{wording.listed(safe)}.")  # fmt: skip
@@ -112,11 +113,11 @@ def _harm(summary: Summary, table: Table, others: list[Row]) -> list[str]:
 def _ranks(table: Table) -> str:
     assert table.ranking is not None
     order, alike = list(table.ranking.ranks), table.ranking.alike
-    over = f"Ranked over {several(table.streams, 'stream')}"
+    over = f"Ranked over {wording.blocks(table)}"
     if alike and len(alike[0]) == len(order):
         return f"{over}, no two of the {len(order)} can be told apart: more streams are wanted for that."
     top = next((group for group in alike if order[0] in group), ())
-    best = clip(order[0], NAME)
+    best = named(order[0])
     if not top:
         return f"{over}, {best} stands above all others by more than the critical difference."
-    return f"{over}, {best} cannot be told from {wording.listed([clip(name, NAME) for name in top if name != order[0]])}."
+    return f"{over}, {best} cannot be told from {wording.listed([named(name) for name in top if name != order[0]])}."

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from homeostat.bench.cases import Case, Place
 from homeostat.bench.scoring import Row, Table
 from homeostat.core.reading import Interval
-from homeostat.loop.reporting.wording import clip, points, typeset
+from homeostat.loop.reporting.wording import clip, points, several, typeset
 
 NONE = "–"
-NAME = 70
-"""Letters of a name."""
+PLACE, NAME = 70, 44
+"""Letters of a stream or phase, and of an entrant in a sentence."""
 
 
 def value(number: float | None, unit: str) -> str:
@@ -80,6 +80,15 @@ def scope(table: Table) -> str:
     return f"{table.setting}, {table.protocol}" if table.protocol else "Everything together"
 
 
+def blocks(table: Table) -> str:
+    """What a ranking counts."""
+    return (
+        several(table.ranked, "stream")
+        if table.ranked == table.streams
+        else (f"{table.ranked:,} streams (under another setting one counts again)")
+    )
+
+
 def where(place: Place | Case, table: Table, phases: Mapping[Place, str]) -> str:
     """A place in words, no longer than this table needs."""
     at = place.place if isinstance(place, Case) else place
@@ -90,7 +99,17 @@ def where(place: Place | Case, table: Table, phases: Mapping[Place, str]) -> str
         said += [name for name, met in others if len(met) > 1]
     if isinstance(place, Case):
         said.append(f"seed {place.seed}")
-    return ", ".join(clip(part, NAME) for part in said)
+    return ", ".join(clip(part, PLACE) for part in said)
+
+
+def named(name: str) -> str:
+    """A name in a sentence, in quotes where it holds a comma.
+
+    >>> named("EATA"), named("EATA, oracle")
+    ('EATA', '“EATA, oracle”')
+    """
+    short = clip(name, NAME)
+    return f"“{short}”" if "," in short else short
 
 
 def names(rows: Sequence[Row], unit: str = "", most: int = 4) -> str:
@@ -99,7 +118,7 @@ def names(rows: Sequence[Row], unit: str = "", most: int = 4) -> str:
     >>> names([Row("EATA", difference=0.1), Row("Tent", difference=0.05)], "fraction")
     'EATA (+10.0) and Tent (+5.0)'
     """
-    return listed([f"{clip(row.entrant, NAME)} ({change(row.difference, unit)})" for row in rows], most)
+    return listed([f"{named(row.entrant)} ({change(row.difference, unit)})" for row in rows], most)
 
 
 def listed(said: Sequence[str], most: int = 4) -> str:

@@ -77,6 +77,7 @@ class Chart:
         log: the axis is logarithmic; values must be positive.
         height: of the plot itself.
         across: what a step is.
+        ends: of the vertical axis, for charts that share it; what is drawn decides if none.
     """
 
     label: str
@@ -89,6 +90,7 @@ class Chart:
     log: bool = False
     height: int = 220
     across: str = "window"
+    ends: tuple[float, float] | None = None
 
     def svg(self, width: int) -> Markup:
         """The picture, `width` pixels wide (it scales with its place)."""
@@ -164,6 +166,8 @@ class _Drawing:
         return self.bottom - (value - self.low) / (self.high - self.low) * self.chart.height
 
     def _range(self) -> tuple[float, float]:
+        if self.chart.ends is not None:
+            return self.chart.ends
         known = np.concatenate([*self.thinned, []])
         known = known[np.isfinite(known) & ((known > 0) | (not self.chart.log))]
         if not len(known):
