@@ -1,4 +1,4 @@
-"""Results made of known effects: luck of a seed that all entrants share, phases of known hardness, gains of entrants."""
+"""Results made of known effects: luck of a seed that all entrants share, hard and easy phases, gains of entrants."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def grid(
                                     "entropy": Measured(tuple(map(float, 1 - accuracy)), "none", "nats"),
                                     "nll": Measured(tuple(map(float, 2 * (1 - accuracy))), "lower", "nats"),
                                 },
-                                tuple(float(v) for v in np.repeat(accuracy, -(-windows // len(phases)))[:windows] + bumps),
+                                tuple(map(float, np.repeat(accuracy, -(-windows // len(phases)))[:windows] + bumps)),
                                 0.5 if name != "Source" else 0.0, 2.0 + len(name) / 10, 3000,
                                 about={"versions": {"homeostat": "0.1.0", "torch": "2.13.0"}},
                                 at="2026-01-01 12:00:00",

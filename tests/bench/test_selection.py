@@ -90,7 +90,7 @@ def test_sensitivity_is_what_direct_calls_give():
     rest = [r for r in cells if r.stream != "tuning"]
     here = {f"Tent({i})": mean(rest, entrant=f"Tent({i})") for i in range(5)}
     there = {name: mean(cells, entrant=name, stream="tuning") for name in here}
-    assert one.members == pytest.approx(here) and list(one.members)[0] == "Tent(2)"
+    assert one.members == pytest.approx(here) and next(iter(one.members)) == "Tent(2)"
     assert one.spread == pytest.approx(max(here.values()) - min(here.values()))
     assert one.best == pytest.approx(here["Tent(2)"]) == pytest.approx(one.oracle)
     assert one.tuned == pytest.approx(here["Tent(1)"])
@@ -113,7 +113,7 @@ def test_the_rank_of_a_method_may_change_with_how_it_was_chosen():
 
 def test_of_a_probe_of_which_lower_is_better_the_lowest_member_is_best():
     (one,) = summarize(tuning(), probe="nll", tune=("tuning",)).sensitivity
-    assert list(one.members)[0] == "Tent(2)" and one.optimism > 0 and one.spread > 0 and one.place > 1
+    assert next(iter(one.members)) == "Tent(2)" and one.optimism > 0 and one.spread > 0 and one.place > 1
 
 
 def test_who_failed_somewhere_is_not_chosen_there_but_stays_chosen_by_tuning():

@@ -57,7 +57,7 @@ class _Sheet:
     def floor(self) -> float:
         return self.top + self.rows * self.each + 4
 
-    def x(self, value: float) -> float:
+    def x(self, value: float | int) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.width - self.right - self.start)
 
     def y(self, row: int) -> float:
@@ -148,7 +148,7 @@ def _measure(table: Table) -> str:
 def _side(row: Row) -> str:
     if row.kind == "oracle":
         return "bound"
-    if row.interval is None or 0 in row.interval:
+    if row.interval is None or 0.0 in row.interval:
         return "unclear"
     return "better" if row.interval.low > 0 else "worse"
 
@@ -212,7 +212,7 @@ def _some(rows: Sequence[Row]) -> list[Row]:
     return list(rows) if len(rows) <= MOST else [*rows[:half], *rows[-half:]]
 
 
-def _cut(text: str, room: float) -> str:
+def _cut(text: str, room: float | int) -> str:
     most = int(room / (1.13 * LETTER))
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 

@@ -98,7 +98,7 @@ def _harm(summary: Summary, table: Table, others: list[Row]) -> list[str]:
         ]
         said.append(f"In their worst phases {wording.listed(each, 3)}.")
     elif known:
-        said.append(f"None loses more than {much} on average in any phase.")
+        said.append(f"No entrant loses more than {much} on average in any phase.")
     bounded = [(row, harm.bound) for row, harm in known if harm.bound is not None]
     if bounded:
         safe = [named(row.entrant) for row, bound in bounded if bound > -limit]

@@ -298,6 +298,6 @@ def written(x: float | int, y: float | int, text: str, style: str, anchor: str) 
     return made + escape(text) + Markup("</text>")
 
 
-def stroke(style: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+def stroke(style: str, x1: float | int, y1: float | int, x2: float | int, y2: float | int) -> Markup:
     """A straight line."""
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(style, x1, y1, x2, y2)
