@@ -15,7 +15,7 @@ from bench.made import grid, tuning
 
 from homeostat.bench.page import write_page
 from homeostat.bench.reporting.downloads import readings_csv, tables_csv
-from homeostat.bench.reporting.headline import headline
+from homeostat.bench.reporting.headline import lead
 from homeostat.bench.summary import summarize
 from homeostat.core.errors import StoreError
 
@@ -55,7 +55,7 @@ def test_the_first_sentences_say_who_is_better_who_does_harm_and_what_cannot_be_
     cells = grid(streams=("a", "b", "c"))
     found = summarize(cells)
     rows = {row.entrant: row for row in found.tables[0].rows}
-    said = headline(found)
+    said = lead(found)
     assert said[0].startswith(f"Over 3 streams and 5 seeds, EATA was best: right on {100 * rows['EATA'].mean:.1f}%")
     assert f"+{100 * rows['EATA'].difference:.1f} points (95% interval +" in said[0]
     assert "Better than Source by more than seeds differ: EATA (+" in said[1]
@@ -63,25 +63,25 @@ def test_the_first_sentences_say_who_is_better_who_does_harm_and_what_cannot_be_
     assert "Tent loses" in said[2] and "in “clean, " in said[2] and "can be ruled out for none" in said[2]
     assert said[3] == "Ranked over 3 streams, EATA cannot be told from Tent, BatchNorm and LAME."
     assert found.tables[0].ranking.alike[0] == ("EATA", "Tent", "BatchNorm", "LAME")
-    two = " ".join(headline(summarize(grid())))
+    two = " ".join(lead(summarize(grid())))
     assert "Ranked over 2 streams, no two of the 5 can be told apart" in two
 
 
 def test_who_does_no_harm_is_named_and_who_is_worse_too():
     safe = grid({"Source": (0.0,), "Good": (0.1,), "Bad": (-0.1,)}, noise=0.001, streams=tuple("abcdefghijklmnop"))
-    said = " ".join(headline(summarize(safe)))
+    said = " ".join(lead(summarize(safe)))
     assert "worse: Bad (−10.0)" in said and "can be ruled out, at 95%, for Good." in said
     assert "Good stands above all others" in said
-    nothing = " ".join(headline(summarize(grid({"Source": (0.0,), "Bad": (-0.1,), "C": (-0.1,)}))))
+    nothing = " ".join(lead(summarize(grid({"Source": (0.0,), "Bad": (-0.1,), "C": (-0.1,)}))))
     assert "nothing was better than Source, the network left as it is" in nothing
-    few = " ".join(headline(summarize(grid(seeds=3))))
+    few = " ".join(lead(summarize(grid(seeds=3))))
     assert "Five seeds or more are wanted" in few
-    one = " ".join(headline(summarize(grid(seeds=1))))
+    one = " ".join(lead(summarize(grid(seeds=1))))
     assert "With one seed nothing says how far they are chance" in one
-    alone = headline(summarize(grid({"Source": (0.0,)})))
+    alone = lead(summarize(grid({"Source": (0.0,)})))
     assert "nobody to compare it with" in alone[0]
-    assert "at nll" in headline(summarize(grid(), probe="nll"))[0]
-    assert "neither way is better" in headline(summarize(grid(), probe="entropy"))[0]
+    assert "at nll" in lead(summarize(grid(), probe="nll"))[0]
+    assert "neither way is better" in lead(summarize(grid(), probe="entropy"))[0]
 
 
 def test_everything_from_results_is_escaped_and_nothing_is_asked_for(tmp_path):
@@ -108,6 +108,8 @@ def test_what_the_page_says_of_a_grid_with_sweeps_failures_and_protocols(tmp_pat
     cells[-1] = replace(cells[-1], status="failed", readings={}, error="RuntimeError: boom\n  deep inside")
     text = page(tmp_path, cells, tune=("tuning",), protocols={"online": "Each sample is answered once."}, title="T")
     read = Reader(text)
+    promised = summarize(cells, tune=("tuning",)).sensitivity[0].optimism
+    assert f"what was tuned elsewhere gives: Tent {100 * promised:.1f} points." in read.said
     for words in ("Each sample is answered once.", "Not described by the results", "RuntimeError: boom", "deep inside",
                   "Tent, tuned elsewhere", "upper bound", "What the hyper-parameters do", "Tent(1)", "taken by tuning",
                   "1 of 180 cells failed", "What is for tuning is in no table", "2.13.0"):  # fmt: skip

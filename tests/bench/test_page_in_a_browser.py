@@ -113,6 +113,10 @@ def test_print_shows_every_part_and_opens_what_is_folded(browser, page):
     browser.js("dispatchEvent(new Event('beforeprint'))")
     browser.media("print")
     assert shown(browser, "#table .part") == 3 and shown(browser, ".chooser, nav, .downloads") == 0
+    browser.call("Emulation.setDeviceMetricsOverride", width=718, height=900, deviceScaleFactor=1, mobile=False)
+    wide = "[...document.querySelectorAll('section:not(#phases) table')]"
+    wide += ".filter(e => e.getBoundingClientRect().right > 718)"
+    assert browser.js(wide + ".map(e => e.caption.textContent)") == [], "a sheet of paper holds it"
     assert browser.js("[...document.querySelectorAll('details')].every(d => d.open)")
     assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 

@@ -14,7 +14,7 @@ SHOWN = 5
 """Names in a sentence."""
 
 
-def caveats(
+def sentences(
     given: Sequence[Result],
     every: Sequence[Result],
     lacking: Mapping[str, int],

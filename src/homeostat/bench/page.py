@@ -19,8 +19,8 @@ from markupsafe import Markup
 
 from homeostat.bench.cases import Place
 from homeostat.bench.reporting import downloads, drawings, wording
-from homeostat.bench.reporting.curves import curves
-from homeostat.bench.reporting.headline import headline
+from homeostat.bench.reporting.curves import small_multiples
+from homeostat.bench.reporting.headline import lead
 from homeostat.bench.results import Result
 from homeostat.bench.scoring import Row, Table
 from homeostat.bench.summary import Summary
@@ -93,13 +93,13 @@ def write_page(
     """
     given, path = list(results), Path(path)
     script = (PARTS / "page.js").read_text(encoding="utf-8")
-    files, short = downloads.downloads(summary, given)
+    files, short = downloads.files(summary, given)
     parts = _parts(summary)
     rows = summary.tables[0].rows if summary.tables else ()
     times = sorted(r.at[:16].replace("T", " ") for r in given if r.at)
     page = _environment().get_template("grid.html.j2").render(
-        title=clip(title or f"Suite {summary.suite}", 200), summary=summary, lead=headline(summary), parts=parts,
-        tiles=_tiles(summary), curves=curves(summary), files=files, short=short, script=Markup(script),
+        title=clip(title or f"Suite {summary.suite}", 200), summary=summary, lead=lead(summary), parts=parts,
+        tiles=_tiles(summary), curves=small_multiples(summary), files=files, short=short, script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(), phases=summary.phases,
         failed=summary.failed[:FAILED], failed_left=max(0, len(summary.failed) - FAILED),
         protocols=_protocols(given, protocols), settings=list(dict.fromkeys(r.setting for r in given)),

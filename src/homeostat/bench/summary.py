@@ -138,7 +138,7 @@ def summarize(
     lacking = caveats.missing(every, tune)
     return Summary(
         given[0].suite, reference, main, margin, tuple(tables), tuple(chosen), tuple(found), tuple(tune),
-        tuple(caveats.caveats(given, every, lacking, chosen, tune, unlabelled, readings)), len(every),
+        tuple(caveats.sentences(given, every, lacking, chosen, tune, unlabelled, readings)), len(every),
         sum(lacking.values()), tuple(r for r in every if r.status == "failed"), tuple(sorted({r.seed for r in every})),
         caveats.versions(every), phase_texts(every), tuple(kept),
     )  # fmt: skip

@@ -39,16 +39,16 @@ def tables(summary: Summary, probe: str | None = None) -> list[Printed]:
 
 def show(summary: Summary, probe: str | None = None) -> None:
     """Print what the grid came to, its tables, and what to beware of."""
-    from homeostat.bench.reporting.headline import headline
+    from homeostat.bench.reporting.headline import lead
 
-    lead = headline(summary)
-    paragraphs(lead)
+    said = lead(summary)
+    paragraphs(said)
     for one in tables(summary, probe):
         typer.echo()
         typer.secho(one.title, bold=True)
         print_table(one.rows, one.columns, whole=one.columns[1:-1])
         paragraphs(one.notes, indent="  ")
-    if rest := [note for note in summary.notes if note not in lead]:
+    if rest := [note for note in summary.notes if note not in said]:
         typer.echo()
         paragraphs(rest)
 

@@ -45,7 +45,7 @@ class Curves:
     left: int = 0
 
 
-def curves(summary: Summary) -> Curves:
+def small_multiples(summary: Summary) -> Curves:
     """Charts of all streams that have batches to show."""
     streams: dict[tuple[str, str, str], dict[str, list[Result]]] = {}
     for r in summary.results:

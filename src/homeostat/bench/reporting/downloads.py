@@ -68,7 +68,7 @@ def packed(text: str) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
-def downloads(summary: Summary, results: Sequence[Result]) -> tuple[dict[str, str], bool]:
+def files(summary: Summary, results: Sequence[Result]) -> tuple[dict[str, str], bool]:
     """Packed files by name, and whether readings are means over phases because all of them would be too much."""
     readings = packed(readings_csv(results))
     short = len(readings) > MOST

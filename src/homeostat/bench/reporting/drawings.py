@@ -171,7 +171,7 @@ def _ranks(table: Table, order: Sequence[str], width: int) -> Markup:
     last = max(known[name] for name in order)
     sheet = _Sheet(width, len(order), 1.0 - 0.03 * (last - 1), max(last, 1.5) + 0.03 * (last - 1), 64.0, gutter + 18)
     marks = [(t, f"{t:g}") for t in ticks(1.0, sheet.high, 8 if sheet.beside else 5)]
-    made = sheet.axis(marks, f"mean rank over {wording.blocks(table)}; 1 is best")
+    made = sheet.axis(marks, "mean rank, 1 is best")
     room = sheet.x(sheet.low + critical) if critical < sheet.high - sheet.low else None
     end = room or width - sheet.right
     made.append(stroke("critical", sheet.start, 34, end, 34))
