@@ -21,6 +21,7 @@ from .evidence import (
 )
 from .finding import Claims as Claims, Found as Found, find_claims as find_claims, read_claims as read_claims
 from .looped import Looped as Looped
+from .page import write_page as write_page
 from .protocols import (
     BatchOfOne as BatchOfOne,
     Continual as Continual,
@@ -34,6 +35,8 @@ from .refitted import Refitted as Refitted
 from .results import Measured as Measured, Result as Result, Results as Results
 from .runner import Benched as Benched, bench as bench
 from .running import Outcome as Outcome, run_claim as run_claim
+from .scoring import Row as Row, Table as Table
+from .selection import Sensitivity as Sensitivity
 from .streams import drawn as drawn
 from .suite import (
     Axis as Axis,
@@ -44,3 +47,4 @@ from .suite import (
     open_suite as open_suite,
     shipped as shipped,
 )
+from .summary import Summary as Summary, summarize as summarize
