@@ -177,8 +177,8 @@ def _tiles(summary: Summary) -> list[tuple[str, str]]:
     made = [(f"{summary.cells:,}", "cell" if summary.cells == 1 else "cells")]
     if table is not None:
         made = [
-            (f"{len(table.rows):,}", "entrants compared"), (f"{table.streams:,}", "streams"),
-            (f"{table.seeds:,}", "seeds"), *made,
+            (f"{len(table.rows):,}", "entrants compared"), (f"{table.streams:,}", "stream" if table.streams == 1 else "streams"),
+            (f"{table.seeds:,}", "seed" if table.seeds == 1 else "seeds"), *made,
         ]  # fmt: skip
     return [*made, (f"{len(summary.failed):,}", "failed"), (f"{summary.missing:,}", "missing")]
 
