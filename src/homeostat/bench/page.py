@@ -173,13 +173,11 @@ def _shade(share: float) -> str:
 
 
 def _tiles(summary: Summary) -> list[tuple[str, str]]:
-    table = summary.tables[0] if summary.tables else None
-    made = [(f"{summary.cells:,}", "cell" if summary.cells == 1 else "cells")]
-    if table is not None:
-        made = [
-            (f"{len(table.rows):,}", "entrants compared"), (f"{table.streams:,}", "streams"),
-            (f"{table.seeds:,}", "seeds"), *made,
-        ]  # fmt: skip
+    counts = [(summary.cells, "cell")]
+    if summary.tables:
+        table = summary.tables[0]
+        counts = [(len(table.rows), "entrant"), (table.streams, "stream"), (table.seeds, "seed"), *counts]
+    made = [(f"{count:,}", several(count, word).split()[-1]) for count, word in counts]
     return [*made, (f"{len(summary.failed):,}", "failed"), (f"{summary.missing:,}", "missing")]
 
 

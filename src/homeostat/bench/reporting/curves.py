@@ -17,7 +17,7 @@ from homeostat.bench.cases import Place
 from homeostat.bench.reporting import wording
 from homeostat.bench.results import Result
 from homeostat.bench.summary import Summary
-from homeostat.loop.reporting.charts import Chart, Line, Span, thin
+from homeostat.loop.reporting.charts import Chart, Line, Span
 from homeostat.loop.reporting.wording import clip
 
 WIDTH, HEIGHT = 340, 130
@@ -52,7 +52,7 @@ def small_multiples(summary: Summary) -> Curves:
         if r.status == "ok" and len(r.windows) > 1:
             streams.setdefault((r.setting, r.protocol, r.stream), {}).setdefault(r.entrant, []).append(r)
     bright = {name: f"e{number}" for number, name in enumerate(_bright(summary))}
-    lowest = min((min(thin(_mean(c), 5)) for mine in streams.values() for c in mine.values()), default=0.0)
+    lowest = min((float(np.nanmin(_mean(c))) for mine in streams.values() for c in mine.values()), default=0.0)
     ends = (max(0.0, math.floor(10 * lowest) / 10) if lowest < 0.9 else 0.8, 1.0)
     made = list[Curve]()
     for (setting, protocol, stream), mine in list(streams.items())[:CHARTS]:
