@@ -1,5 +1,3 @@
-from .checking import Record as Record, Standing as Standing, standing as standing
-from .claiming import Claim as Claim, claim as claim
 from .comparisons import (
     Compared as Compared,
     Ranking as Ranking,
@@ -10,16 +8,6 @@ from .comparisons import (
     ranked as ranked,
 )
 from .entrants import Entrant as Entrant, Named as Named
-from .evidence import (
-    Evidence as Evidence,
-    Judgement as Judgement,
-    Statement as Statement,
-    judge as judge,
-    read_evidence as read_evidence,
-    verdicts as verdicts,
-    write_evidence as write_evidence,
-)
-from .finding import Claims as Claims, Found as Found, find_claims as find_claims, read_claims as read_claims
 from .looped import Looped as Looped
 from .page import write_page as write_page
 from .protocols import (
@@ -34,7 +22,6 @@ from .protocols import (
 from .refitted import Refitted as Refitted
 from .results import Measured as Measured, Result as Result, Results as Results
 from .runner import Benched as Benched, bench as bench
-from .running import Outcome as Outcome, run_claim as run_claim
 from .scoring import Row as Row, Table as Table
 from .selection import Sensitivity as Sensitivity
 from .streams import drawn as drawn

@@ -77,7 +77,7 @@ def compute(job: Mapping[str, Any]) -> Result:
 
 def failed(job: Mapping[str, Any], error: str) -> Result:
     """The result of a cell that gave none."""
-    return Result(**_names(job), status="failed", error=error, about=_versions(), at=_now())
+    return Result(**_names(job), status="failed", error=error, about={"versions": _versions()}, at=_now())
 
 
 def _names(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,15 +108,16 @@ def _computed(job: Mapping[str, Any]) -> Result:
         world = World(source=opened.before, target=part, task=opened.task)
         for reading in measure(probes, seen, given.model, world, kits={p: k for p, k in kits.items() if k}, run=run):
             readings.setdefault(reading.name, []).append(reading)
+    size = max(protocol.batch, SMALLEST)
     return Result(
         **_names(job), at=_now(),
         readings={
             name: Measured(tuple(float(one.value) for one in found), found[0].better, found[0].unit)
             for name, found in readings.items()
         },
-        windows=_windows(given.seen, max(protocol.batch, SMALLEST), opened),
+        windows=_windows(given.seen, size, opened),
         prepare_seconds=given.prepare_seconds, seconds=given.seconds, samples=len(given.seen),
-        about={**_versions(), **given.about},
+        about={"versions": _versions(), "phase_windows": _lengths(given.seen, size), **given.about},
     )  # fmt: skip
 
 
@@ -154,6 +155,14 @@ def _windows(seen: Outputs, size: int, opened: Opened) -> tuple[float, ...]:
         for hit, mine in zip(right.split(size), known.split(size), strict=True)
     ]
     return tuple(shares)
+
+
+def _lengths(seen: Outputs, size: int) -> list[int]:
+    """Windows of each phase, where phases come one after another; a window belongs to the phase that it begins in."""
+    phase = (seen.meta or {})["phase"]
+    if bool((phase.diff() < 0).any()):
+        return []
+    return torch.bincount(phase[::size], minlength=int(phase.max()) + 1).tolist()
 
 
 @contextmanager

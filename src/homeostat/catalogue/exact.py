@@ -25,8 +25,9 @@ def exact_tests(folder: Path = TESTS) -> Mapping[str, tuple[str, ...]]:
     """
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("test_*.py")) if (folder / "test_house.py").is_file() else []:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else []:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            for mark in node.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.exact":
                     for name in mark.args:
                         if isinstance(name, ast.Constant):
