@@ -10,8 +10,11 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from evidence import section
 
 SOURCE = Path(__file__).parents[2] / "src" / "homeostat"
 MARK = re.compile(r"^<!-- names: (\w+) -->$", re.MULTILINE)
@@ -33,7 +36,7 @@ def counted(readme: str) -> str:
     """The README with the number of systems that run."""
     from homeostat.catalogue import systems
 
-    running = sum(bool(system.methods()) for system in systems().values())
+    running = sum(system.runs for system in systems().values())
     return COUNT.sub(f"{running} of {len(systems())}", readme)
 
 
@@ -52,15 +55,28 @@ def catalogue() -> str:
     made = []
     for stage, about in STAGES.items():
         mine = [system for system in systems().values() if system.stage == stage]
-        running = sum(bool(system.methods()) for system in mine)
+        running = sum(system.runs for system in mine)
         made += [f"## {stage.capitalize()}", "", f"{about[0].upper()}{about[1:]}. {running} of {len(mine)} run.", ""]
-        made += ["| id | system | kind | runs as |", "|---|---|---|---|"]
-        for system in sorted(mine, key=lambda system: (not system.methods(), system.id)):
+        made += ["| id | system | kind | runs as | what is known of it |", "|---|---|---|---|---|"]
+        for system in sorted(mine, key=lambda system: (not system.runs, system.id)):
             names = ", ".join(f"[{cls.__name__}][{cls.__module__}.{cls.__name__}]" for cls in system.methods())
             title, does = (text.replace("|", "\\|") for text in (system.title, system.does))
-            made.append(f"| {system.id} | **{title}.** {does}. | {system.kind} | {names} |")
+            made.append(f"| {system.id} | **{title}.** {does}. | {system.kind} | {names} | {known(system)} |")
         made.append("")
     return "\n".join(made)
+
+
+def known(system: Any) -> str:
+    """Whether its numbers are pinned by tests, and what came of its paper's claims."""
+    said = []
+    if tests := system.exact():
+        where = sorted({test.partition("::")[0] for test in tests})
+        said.append(f'<span title="{len(tests)} in {", ".join(where)}">exact</span>')
+    claims = Counter(one.verdict for one in system.claims())
+    if claims:
+        told = ", ".join(f"{count} {verdict}" for verdict, count in claims.items())
+        said.append(f"[claims: {told}](evidence.md#{system.id.lower()})")
+    return "; ".join(said)
 
 
 def contents(package: str) -> str:
@@ -75,7 +91,38 @@ def contents(package: str) -> str:
     for module, names in modules.items():
         options = ["heading_level: 2", "show_root_full_path: false", f"members: [{', '.join(names)}]"]
         sections.append(f"::: {module}\n    options:\n" + "".join(f"      {option}\n" for option in options))
+        sections.append(beside(module, names))
     return "\n".join([table, *sections])
+
+
+def beside(module: str, names: list[str]) -> str:
+    """What is known of a module's methods besides their documentation: their cards, and the evidence for them."""
+    from homeostat.core.method import Card
+    from homeostat.evidence import verdicts
+
+    made, record, shown = list[str](), verdicts(), set[str]()
+    for name in names:
+        thing = getattr(importlib.import_module(module), name)
+        card = getattr(thing, "card", None)
+        if not isinstance(card, Card):
+            continue
+        made += [f"**Card of {name}.** {card_in_words(card)}", ""]
+        for id in dict.fromkeys((card.id, name)):
+            if id in record and id not in shown:
+                shown.add(id)
+                made += [f"**Evidence for {name}** ([all](../evidence.md#{id.lower()}))", "", *section(record[id])]
+    return "\n".join(made)
+
+
+def card_in_words(card: Any) -> str:
+    """A card as sentences."""
+    said = [f"[{card.id}](../catalogue.md); {card.paper}." if card.id else f"{card.paper}." if card.paper else ""]
+    said.append(f"For {', '.join(sorted(card.handles))} shift." if card.handles - {"none"} else "")
+    for what, needs in (("Needs", card.needs), ("Prepares from", card.prepares)):
+        said.append(f"{what} {', '.join(f'`{need}`' for need in sorted(needs))}." if needs else "")
+    said.append(f"{card.passes:g} forward passes a sample.")
+    said.append("A sample's output depends on its batch." if card.batch_coupled else "")
+    return " ".join(text for text in said if text)
 
 
 def public(package: str) -> dict[str, list[str]]:

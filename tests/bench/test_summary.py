@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from homeostat.bench import Measured, Result, Results, against, harm_bound, ranked
-from homeostat.bench.cases import Place
+from homeostat.bench.cases import Case, Place, comparable
 from homeostat.bench.summary import summarize
 from homeostat.core.errors import InputError, UnknownName
 from tests.bench.made import GAINS, grid
@@ -228,3 +228,21 @@ def test_two_hundred_entrants_keep_their_order_and_holm_counts_them_all():
 def test_what_cannot_be_summarized_is_our_error(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_who_does_not_answer_under_a_protocol_takes_no_case_from_the_others() -> None:
+    every = {Case("net", protocol, "fog", 0, seed): 0.5 for protocol in ("Continual", "BatchOfOne") for seed in (0, 1)}
+    loop = {case: 0.6 for case in every if case.protocol == "Continual"}
+    one_failed = dict(list(every.items())[1:])
+    found = comparable({"Source": every, "Looped": loop, "Tent": one_failed})
+    assert found.names == ("Source", "Tent") and found.dropped == {"Looped": 2} and len(found.cases) == 3
+    results = [
+        Result(f"{name}{p}{s}", "s", "net", "fog", p, name, s, phases=("fog",),
+               readings={"accuracy": Measured((0.5,), "higher", "fraction")})
+        for name in ("Source", "Looped") for p in ("Continual", "BatchOfOne") for s in (0, 1)
+        if (name, p) != ("Looped", "BatchOfOne")
+    ]  # fmt: skip
+    summary = summarize(results)
+    assert summary.missing == 0 and not any("missing" in note for note in summary.notes)
+    continual = next(table for table in summary.tables if table.protocol == "Continual")
+    assert {row.entrant for row in continual.rows if row.mean is not None} == {"Source", "Looped"}

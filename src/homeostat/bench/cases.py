@@ -88,8 +88,11 @@ def scores_of(results: Iterable[Result], probe: str) -> Scores:
 
 
 def comparable(scores: Scores) -> Comparable:
-    """Who can be compared where. An entrant with less than half of all cases would take too many from the others, and
-    is left out itself; then those with the fewest, until there is a case that all have.
+    """Who can be compared where.
+
+    An entrant without a value in a whole setting or under a whole protocol (it does not answer there), and one with
+    less than half of all cases, would take too many from the others, and is left out itself; then those with the
+    fewest, until there is a case that all have.
 
     >>> a, b = (Case("net", "online", "fog", 0, seed) for seed in (0, 1))
     >>> found = comparable({"Source": {a: 0.5, b: 0.6}, "Tent": {a: 0.7}, "LAME": {}})
@@ -97,7 +100,11 @@ def comparable(scores: Scores) -> Comparable:
     (('Source', 'Tent'), 1, {'Tent': 1}, {'LAME': 0})
     """
     possible = {case for mine in scores.values() for case in mine}
-    names = [name for name, mine in scores.items() if mine and 2 * len(mine) >= len(possible)]
+    parts = {(case.setting, case.protocol) for case in possible}
+    names = [
+        name for name, mine in scores.items()
+        if 2 * len(mine) >= len(possible) and {(case.setting, case.protocol) for case in mine} == parts and mine
+    ]  # fmt: skip
     cases: set[Case] = set()
     while names:
         cases = set.intersection(*(set(scores[name]) for name in names))

@@ -89,14 +89,16 @@ def _of_sweeps(
 
 
 def missing(every: Iterable[Result], tune: Collection[str]) -> dict[str, int]:
-    """How many runs each entrant lacks that others have. Those that are for tuning are only missed in sweeps."""
+    """How many runs each entrant lacks that others have, in settings and under protocols where it has any. Those that
+    are for tuning are only missed in sweeps."""
     runs, have = dict[tuple[str, str, str, int], bool](), dict[tuple[str, str], set[tuple[str, str, str, int]]]()
     for r in every:
         runs[run_of(r)] = r.stream in tune
         have.setdefault((r.entrant, r.sweep), set()).add(run_of(r))
     made = dict[str, int]()
     for (entrant, sweep), mine in have.items():
-        wanted = {run for run, tuning in runs.items() if sweep or not tuning}
+        parts = {run[:2] for run in mine}
+        wanted = {run for run, tuning in runs.items() if run[:2] in parts and (sweep or not tuning)}
         if lacks := len(wanted - mine):
             made[entrant] = made.get(entrant, 0) + lacks
     return made

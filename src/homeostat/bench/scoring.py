@@ -268,7 +268,7 @@ def _notes(found: Comparable, reference: str, there: str, seeds: int) -> list[st
             f"{said}{more}."
         )
     for name, count in list(found.dropped.items())[:5]:
-        notes.append(f"{name} has a value in {count:,} of {found.possible:,} cases, and is not compared.")
+        notes.append(f"{name} has a value in {count:,} of {found.possible:,} cases, and is not compared over all.")
     if len(found.dropped) > 5:
         notes.append(f"{len(found.dropped) - 5:,} more have a value in too few cases, and are not compared.")
     if reference and not there:

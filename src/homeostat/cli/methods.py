@@ -68,7 +68,12 @@ def _list_catalogue(kind: str, as_json: bool) -> None:
     rows = [
         {
             "id": system.id, "title": system.title, "stage": system.stage, "kind": system.kind, "status": system.status,
-            "methods": [cls.__name__ for cls in system.methods()], "does": system.does,
+            "methods": [cls.__name__ for cls in system.methods()], "exact": list(system.exact()),
+            "claims": [
+                {"name": one.name, "verdict": one.verdict, "effect": one.effect, "interval": one.interval,
+                 "says": one.statement.says}
+                for one in system.claims()
+            ], "does": system.does,
         }
         for system in every if kind in ("all", system.stage, system.kind)
     ]  # fmt: skip
