@@ -43,7 +43,8 @@ class Window:
     """A window that was served.
 
     Attributes:
-        batch: what came; `y` are labels, `UNKNOWN` where they have not come.
+        batch: what came, on the CPU; `y` are labels, `UNKNOWN` where they have not come.
+        there: its inputs where the networks lie, without labels.
         out: logits that were served.
         seen: the frozen network's outputs.
         failed: why what is served could not answer, or empty.
@@ -52,6 +53,7 @@ class Window:
     """
 
     batch: Batch
+    there: Batch
     out: Tensor
     seen: Outputs
     failed: str = ""
@@ -235,7 +237,7 @@ class Controller:
         for trial, model in zip(self.progress.trials, self.state.shadows.children(), strict=True):
             out = None
             if not trial.refused:
-                out, trial.refused, ms = attempt(model, window.batch)
+                out, trial.refused, ms = attempt(model, window.there)
                 if out is not None:
                     trial.see(out, window.out, window.seen, self.repertoire.normal, self.plan.few)
                     trial.hurry(ms, self.plan.latency_ms)

@@ -16,6 +16,7 @@ from homeostat.core.errors import HomeostatError, InputError, MissingPart, NonFi
 from homeostat.core.fork import fork
 from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.online import Online
+from homeostat.core.place import device_of, home, there
 from homeostat.core.probe import Outputs, Probe, measure
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
@@ -156,6 +157,7 @@ class Repertoire:
         One that comes out with the content hash `served` is left out.
         """
         world, run = self._world(recent), self.run.replace(seed=self.run.seed_for("trial", step))
+        replayed = [batch.replace(y=None).to(device_of(self.frozen)) for batch in recent]
         trials, models = list[Trial](), list[nn.Module]()
         for trial in map(Trial, names):
             made: nn.Module = nn.Identity()
@@ -163,8 +165,8 @@ class Repertoire:
                 made = fork(self.frozen)
                 if trial.name != "source":
                     made = self.remedies[trial.name](self.frozen, world, kit=self.kits[trial.name], run=run)
-                for batch in recent if isinstance(made, Online) else ():
-                    shadow(made, batch.replace(y=None))
+                for batch in replayed if isinstance(made, Online) else ():
+                    shadow(made, batch)
             except FAILURES as error:
                 trial.refused = f"it failed: {error}"
             if trial.refused or content_hash(made) != served:
@@ -212,7 +214,7 @@ class Repertoire:
         total, count = 0.0, len(self._checked)
         with torch.no_grad():
             for batch in self.before[:count].batches(self.plan.window):
-                total += share_right(model(batch.x), batch.labels) * len(batch)
+                total += share_right(home(model(there(batch.x, model))), home(batch.labels)) * len(batch)
         return self._right_before - total / count
 
     def _world(self, recent: Sequence[Batch]) -> World:
