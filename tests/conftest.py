@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
+from types import ModuleType
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("dev", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture
+def strict() -> ModuleType:
+    """`device.py`, begun: there is a device called `strict`, and nothing was moved to it yet."""
+    if "strict_device" not in sys.modules:
+        found = importlib.util.spec_from_file_location("strict_device", Path(__file__).with_name("device.py"))
+        assert found is not None and found.loader is not None
+        sys.modules["strict_device"] = importlib.util.module_from_spec(found)
+        found.loader.exec_module(sys.modules["strict_device"])
+    made = sys.modules["strict_device"]
+    made.begin()
+    return made

@@ -79,8 +79,9 @@ def check_remedy(
     The given model stays untouched bit for bit, with its flags and hooks; the result is in evaluation mode, pure in
     `forward`, serves a batch of one and a short batch (with the same outputs, unless its card says `batch_coupled`),
     survives save and load with equal outputs, is the same for the same seed, keeps the dtype and the device (the
-    world's data may lie elsewhere); what is declared is what is read; NaN weights, missing parts and (online) NaN or empty batches are refused with our errors; an online model
-    resets and restores exactly, and continues after save and load as if it had not stopped.
+    world's data may lie elsewhere); what is declared is what is read; NaN weights, missing parts and (online) NaN or
+    empty batches are refused with our errors; an online model resets and restores exactly, and continues after save and
+    load as if it had not stopped.
 
     Args:
         remedy: the object to check.

@@ -45,7 +45,8 @@ class Delta:
             raise CheckpointError(f"the delta was taken from weights {self.base[:12]}; these are {found[:12]}")
         model = fork(base) if self.recipe == recipe(base) else build(self.recipe, base)
         before = weights(base)
-        fill(model, {**{new: before[old] for new, old in self.kept.items()}, **there(self.changed, base)}, "the delta's tensors")
+        kept = {new: before[old] for new, old in self.kept.items()}
+        fill(model, {**kept, **there(self.changed, base)}, "the delta's tensors")
         return model.eval()
 
     def difference(self, base: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

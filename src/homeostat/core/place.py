@@ -20,10 +20,11 @@ from torch import nn
 
 from homeostat.core.errors import InputError
 from homeostat.core.fork import fork
-from homeostat.core.tree import Tree, map_tree
+from homeostat.core.tree import map_tree
 from homeostat.core.weights import weights
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 HOME = torch.device("cpu")
 
@@ -34,15 +35,19 @@ def device_of(model: nn.Module) -> torch.device | None:
     return None if first is None else first.device
 
 
-def there(x: Tree, model: nn.Module) -> Tree:
-    """Inputs where the network lies."""
-    device = device_of(model)
-    return x if device is None else map_tree(lambda leaf: leaf.to(device), x)
+def there(x: T, model: nn.Module) -> T:
+    """A tree of inputs where the network lies."""
+    return moved(x, device_of(model))
 
 
-def home(out: Tree) -> Tree:
-    """What a network gave, on the CPU."""
-    return map_tree(lambda leaf: leaf.to(HOME), out)
+def home(out: T) -> T:
+    """What a network gave, a tree, on the CPU."""
+    return moved(out, HOME)
+
+
+def moved(tree: T, device: torch.device | None) -> T:
+    """A tree of tensors on a device; `None` leaves it where it is."""
+    return tree if device is None else map_tree(lambda leaf: leaf.to(device), tree)  # type: ignore[return-value,arg-type]
 
 
 def placed(model: M, device: torch.device | str | None) -> M:

@@ -233,6 +233,7 @@ def prequential(
     net = fork(net, own="*")
     rows = []
     for piece in as_data(data).batches(batch):
+        piece = piece.to(device_of(net))
         shown = piece if labels else piece.replace(y=None)
         rows.append(_row(lambda _, shown=shown: net.observe(shown), piece, reads, None, task, net))
     return _stack(rows, task)

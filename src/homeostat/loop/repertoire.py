@@ -16,12 +16,13 @@ from homeostat.core.errors import HomeostatError, InputError, MissingPart, NonFi
 from homeostat.core.fork import fork
 from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.online import Online
-from homeostat.core.place import device_of, home, there
+from homeostat.core.place import HOME, device_of, home, there
 from homeostat.core.probe import Outputs, Probe, measure
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
 from homeostat.core.save import content_hash
 from homeostat.core.trace import Trace
+from homeostat.core.tree import leaves
 from homeostat.core.world import World
 from homeostat.loop.estimate import Estimate, Normal, Rehearsal, Same, Unknown, calibrate, kinds_of_shift
 from homeostat.loop.plan import Plan
@@ -239,6 +240,9 @@ def _likely(kinds: Mapping[str, float]) -> frozenset[str]:
 def labelled_before(world: World) -> Data:
     """The samples from before whose label is known: of `calibration`, or of `source` where there is none."""
     before = world.calibration if world.calibration is not None else world.source
+    first = None if before is None else next(leaves(before.fetch(torch.arange(min(1, len(before)))).x))
+    if first is not None and first.device != HOME:
+        raise InputError(f"data from before lie on {first.device}; give them on the CPU: batches go where the network lies")
     known = before.all_labels() != UNKNOWN if before is not None and before.has_labels() else torch.zeros(0)
     if before is None or not bool(known.any()):
         raise MissingPart("the loop needs labelled data from before: World(source=(x, y)) or calibration=(x, y)")

@@ -95,7 +95,7 @@ class MiniLM(Part):
             tokens: Mapping[str, Tensor] = made(
                 some, padding=True, truncation=True, max_length=256, return_tensors="pt", return_token_type_ids=False
             )
-            parts.append(self(there({name: value for name, value in tokens.items()}, self)))
+            parts.append(self(there(dict(tokens), self)))
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
