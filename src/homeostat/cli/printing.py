@@ -19,9 +19,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Of all randomness.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
-def _usable(context: typer.Context, device: str | None) -> str | None:
+def _usable(device: str | None) -> str | None:
     """The device; our error at once where it cannot be used, before anything is read or written."""
-    if device is not None and not context.resilient_parsing:  # in completion nothing is said
+    if device is not None:
         from homeostat.core.place import check_device
 
         check_device(device, "--device")
