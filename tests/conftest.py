@@ -15,7 +15,6 @@ settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-
 def _device() -> ModuleType:
     found = importlib.util.spec_from_file_location("strict_device", Path(__file__).with_name("device.py"))
     assert found is not None and found.loader is not None

@@ -131,6 +131,18 @@ class _Module(backend_registration._DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
+    # A generator of which nothing but its seed is kept; nothing draws from it.
+    seed = torch.zeros(1, dtype=torch.int64)
+
+    def manual_seed_all(self, seed: int) -> None:
+        self.seed = torch.tensor([seed])
+
+    def get_rng_state(self, device: Any) -> Tensor:
+        return self.seed
+
+    def set_rng_state(self, state: Tensor, device: Any) -> None:
+        self.seed = state
+
 
 _LIBRARY = torch.library.Library("aten", "IMPL")
 

@@ -65,7 +65,9 @@ def test_run_and_resume_give_the_same_on_either_device(here, prints, strict):
 
 def test_probe_and_apply_give_the_same_on_either_device(here, prints, strict):
     def said(*more: str) -> str:
-        return prints("probe", "net", "now.npz", "--before", "before.npz", "--probe", "Accuracy", "--probe", "KS", *more)
+        return prints(
+            "probe", "net", "now.npz", "--before", "before.npz", "--probe", "Accuracy", "--probe", "KS", *more
+        )
 
     assert said("--device", strict.NAME) == said()
     for out, more in (("a", ()), ("b", ("--device", strict.NAME))):

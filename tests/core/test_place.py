@@ -140,6 +140,16 @@ def test_training_that_stopped_goes_on_on_another_device(tmp_path, strict, monke
     assert content_hash(resumed) == content_hash(whole)
 
 
+def test_training_restores_the_generators_of_the_process_and_of_the_device(strict):
+    net = placed(small_network(), "strict")
+    torch.manual_seed(11)
+    before = torch.get_rng_state(), torch.strict.get_rng_state(0)
+    Fit(recipe=Recipe(batch=16))(net, small_world())
+    after = torch.get_rng_state(), torch.strict.get_rng_state(0)
+    assert int(before[1]) == 11
+    assert all(torch.equal(left, right) for left, right in zip(before, after, strict=True))
+
+
 def test_counts_of_steps_come_back_to_the_cpu(strict):
     weight = {"w": torch.ones(3, device="strict")}
     bag, adam = Bag(), Adam(lr=0.1)

@@ -17,8 +17,7 @@ from homeostat.core.place import device_of, placed
 from homeostat.core.run import Event, Run
 from homeostat.core.save import content_hash
 from homeostat.core.world import World
-from homeostat.loop import Loop
-from homeostat.loop import demo
+from homeostat.loop import Loop, demo
 from homeostat.loop.operate import in_short, rollback
 from homeostat.loop.progress import LoopState
 from homeostat.probe import ShiftKind

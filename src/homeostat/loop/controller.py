@@ -33,7 +33,6 @@ from homeostat.loop.verify import attempt, guard
 Say = Callable[[str, dict[str, Any], nn.Module | None], None]
 """Told what happened: kind, content, and the model that is served from then on, where it is a switch."""
 
-
 HOME = {"none": 1.0}
 """What is known of the kind of shift where nothing stands out from the data from before."""
 

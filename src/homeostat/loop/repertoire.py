@@ -242,7 +242,9 @@ def labelled_before(world: World) -> Data:
     before = world.calibration if world.calibration is not None else world.source
     first = None if before is None else next(leaves(before.fetch(torch.arange(min(1, len(before)))).x))
     if first is not None and first.device != HOME:
-        raise InputError(f"data from before lie on {first.device}; give them on the CPU: batches go where the network lies")
+        raise InputError(
+            f"data from before lie on {first.device}; give them on the CPU: batches go where the network lies"
+        )
     known = before.all_labels() != UNKNOWN if before is not None and before.has_labels() else torch.zeros(0)
     if before is None or not bool(known.any()):
         raise MissingPart("the loop needs labelled data from before: World(source=(x, y)) or calibration=(x, y)")

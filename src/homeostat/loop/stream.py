@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from homeostat.core.data import UNKNOWN, Batch, Data
 from homeostat.core.errors import InputError
+from homeostat.core.memory import peak
 from homeostat.core.place import home
 from homeostat.core.reading import Reading
 from homeostat.core.task import check_labels
@@ -49,23 +49,14 @@ def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
             for name, logits in loop.controller.tried.items():
                 value = share_right(logits[known], truth[known])
                 readings.append(Reading(TRIED + name, value, unit="fraction", better="higher"))
-        if (memory := peak_memory()) is not None:
-            readings.append(Reading("memory", memory, unit="MiB", better="lower"))
+        if (memory := peak()) is not None:
+            readings.append(Reading("memory", round(memory / 2**20, 1), unit="MiB", better="lower"))
         where = str(int(batch.meta["phase"][0])) if "phase" in batch.meta else ""
         entries.append(Entry(step, served, where, tuple(readings)))
         seen = {reading.name: reading.value for reading in readings}
         loop.setup.emit("window", step + 1, total, served=served, where=where, **seen)
     loop.snapshot()
     return Trace(tuple(entries))
-
-
-def peak_memory() -> float | None:
-    """Most memory that this process ever held, in MiB; None where the system does not say it in `/proc`."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def revealed(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
