@@ -121,9 +121,9 @@ def _steps(reference: Tensor, window: Tensor) -> Tensor:
 
 def sorted_rows(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Each row in rising order."""
-    # NumPy's vectorised sort is several times faster than PyTorch's on a processor.
     if x.device.type != "cpu":
         return x.contiguous().sort(1).values
+    # NumPy's vectorised sort is several times faster than PyTorch's on a processor.
     return torch.from_numpy(np.sort(np.ascontiguousarray(x.numpy()), 1))
 
 
