@@ -38,6 +38,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 from homeostat.adapt import EATA, CoTTA, CoTTAOnline, lame
+from homeostat.core import memory
 from homeostat.core.errors import MissingPart
 from homeostat.core.fork import fork
 from homeostat.core.world import World
@@ -277,8 +278,7 @@ def main() -> None:
         if side != "none":
             lame_call(reference if side == "theirs" else None, affinity)(p, features)
         # Not `ru_maxrss`, which a process inherits from the one that started it.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        print(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)
+        print((memory.peak() or float("nan")) / 2**20)
         return
     if reference is None:
         print("no --reference: ours alone, beside a plain forward pass; ratio = forward / ours")

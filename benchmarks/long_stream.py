@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from _memory import resident
 
 from homeostat.adapt import BatchNormBlend, Tent
 from homeostat.core.data import UNKNOWN, Batch
+from homeostat.core.memory import resident
 from homeostat.core.world import World
 from homeostat.fit import Fit, Recipe
 from homeostat.loop import Loop, Plan, status
@@ -80,6 +80,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.windows < 20:
         sys.exit("at least 20 windows are needed: two in each tenth")
+    if resident() is None:
+        sys.exit("this reads /proc/self/status, which only Linux has")
     torch.set_num_threads(1)
     stream = Stream(options.window, options.period, options.labels)
     recipe = Recipe(epochs=5, batch=100, optimizer=Adam(lr=0.01))
@@ -112,7 +114,7 @@ def main() -> None:
                 right += int(out.argmax(-1).eq(truth).sum())
                 frozen_right += int(left_alone.argmax(-1).eq(truth).sum())
                 if (step + 1) % tenth == 0:
-                    marks.append(resident())
+                    marks.append((resident() or 0) / 1e6)
         found = status(folder)
         cache = sum(file.stat().st_size for file in (folder / "cache").rglob("*") if file.is_file())
     each = (found.journal_bytes or 0) / options.windows

@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from _memory import resident
 
 from homeostat.adapt import EATA
+from homeostat.core.memory import resident
 from homeostat.core.world import World
 from homeostat.nn import ResNet
 
@@ -44,13 +44,19 @@ def main() -> None:
     # Every sample is used, so that every step is a whole one.
     eata = EATA(margin=1.0, div_margin=1.0, optimizer=EATA().optimizer.replace(lr=1e-5))(net, World(source=images(500)))
     steps = max(10, options.samples // options.batch)
+    if resident() is None:
+        sys.exit("this reads /proc/self/status, which only Linux has")
+
+    def held() -> float:
+        return (resident() or 0) / 1e6
+
     warm, highest, began = 0.0, 0.0, time.perf_counter()
     for step in range(steps):
         eata.observe(images(options.batch))
         if step < steps // 5:
-            warm = max(warm, resident())
+            warm = max(warm, held())
         else:
-            highest = max(highest, resident())
+            highest = max(highest, held())
     seen, used = int(eata.carry["seen"]), int(eata.carry["used"])
     rate = seen / (time.perf_counter() - began)
     print(f"{seen} samples, {used} of them learnt from, {rate:.0f} a second")

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from homeostat.adapt import BatchNormBlend, PeriodicReset, Tent
+from homeostat.adapt import BatchNormBlend, CoTTA, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
 from homeostat.core.fork import fork
 from homeostat.core.method import Chain, Remedy, Shift
+from homeostat.core.online import Online
+from homeostat.core.place import home, placed, there
 from homeostat.core.probe import Probe
+from homeostat.core.save import content_hash
 from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.probe import BBSE, FeatureShift
-from homeostat.robust import TRADES
+from homeostat.probe import BBSE, FeatureShift, ShiftKind
+from homeostat.robust import PGD, TRADES, BatchPoisoning
 from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift
 from homeostat.trust import RCT, RSCP
 from homeostat.tune import LoRA
@@ -68,6 +73,8 @@ def table() -> World:
     return World(source=source, target=target, held=held)
 
 
+CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "ShiftKind": ShiftKind(simulations=6)}
+"""For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {"TIES": donors, "FeatureShift": table}
 
 
@@ -87,6 +94,38 @@ def test_remedies_keep_their_promises(remedy: Remedy):
 @pytest.mark.parametrize("probe", cases(Probe, PROBES))
 def test_probes_keep_their_promises(probe: Probe):
     check_probe(probe, world=WORLDS.get(type(probe).__name__, small_world)())
+
+
+@pytest.mark.parametrize("remedy", cases(Remedy, REMEDIES))
+def test_remedies_keep_their_promises_on_another_device_and_give_what_they_give_on_the_cpu(remedy: Remedy, strict):
+    remedy = CHEAPER.get(type(remedy).__name__, remedy)
+    world, net = WORLDS.get(type(remedy).__name__, small_world)(), small_network()
+    away = placed(net, strict.NAME)
+    check_remedy(remedy, away, world, dtypes=())
+    x = next(world.target.batches(8))
+    here, far = remedy(net, world), remedy(away, world)
+    assert torch.equal(home(far(there(x.x, far))), here(x.x))
+    if isinstance(here, Online):
+        for batch in list(world.target.unlabelled().batches(12)):
+            assert torch.equal(home(far.observe(batch.to(strict.NAME))), here.observe(batch))
+    assert content_hash(far) == content_hash(here)
+
+
+@pytest.mark.parametrize("probe", cases(Probe, PROBES))
+def test_probes_keep_their_promises_on_another_device_and_read_what_they_read_on_the_cpu(probe: Probe, strict):
+    probe = CHEAPER.get(type(probe).__name__, probe)
+    world, net = WORLDS.get(type(probe).__name__, small_world)(), small_network()
+    check_probe(probe, placed(net, strict.NAME), world)
+    wants = probe.reads & {"out", "features"}
+    here, far = (probe(model if wants else None, world) for model in (net, placed(net, strict.NAME)))
+    assert (here.value, here.interval, here.finding) == (far.value, far.interval, far.finding)
+
+
+@pytest.mark.parametrize("shift", [PGD(steps=3), PGD(norm="2", steps=3), BatchPoisoning(steps=3)])
+def test_shifts_that_attack_a_network_find_it_on_another_device(shift: Shift, strict):
+    data, net = small_world().target, small_network()
+    here, far = (shift(data, model=model).load() for model in (net, placed(net, strict.NAME)))
+    assert torch.equal(here.x, far.x) and torch.equal(here.y, far.y)
 
 
 @pytest.mark.parametrize("shift", cases(Shift, SHIFTS))

@@ -25,6 +25,7 @@ from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.fit import Fit, Recipe
 from homeostat.loop import Loop, Monitor, Plan
+from homeostat.loop.store import Row
 from homeostat.nn.optimizers import Adam
 from homeostat.probe import ShiftKind
 
@@ -131,19 +132,24 @@ def loop(
 
 def told(loop: Loop) -> list[tuple[int, str, str, dict[str, Any]]]:
     """The journal without what depends on the clock."""
-    loop.flush()
     return [
         (row.step, row.kind, row.checkpoint or "", {k: v for k, v in row.content.items() if k != "ms"})
-        for row in loop.store.rows()
+        for row in rows(loop)
     ]
+
+
+def rows(loop: Loop, *kinds: str) -> list[Row]:
+    """Rows of the journal, those that wait among them."""
+    loop.flush()
+    return list(loop.store.rows(*kinds))
 
 
 @pytest.fixture(scope="session")
 def problem() -> SimpleNamespace:
     torch.set_num_threads(1)
     return SimpleNamespace(
-        net=network(), images=images, stream=stream, loop=loop, told=told, Light=LoopTestLight, PLAN=PLAN, DARK=DARK,
-        SIMULATED=SIMULATED, CLEAN=CLEAN, NEAR=NEAR, Undoing=LoopTestUndoing, WINDOW=WINDOW,
+        net=network(), images=images, stream=stream, loop=loop, told=told, rows=rows, Light=LoopTestLight, PLAN=PLAN,
+        DARK=DARK, SIMULATED=SIMULATED, CLEAN=CLEAN, NEAR=NEAR, Undoing=LoopTestUndoing, WINDOW=WINDOW,
     )  # fmt: skip
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,13 +20,7 @@ from homeostat.core.fork import fork
 from homeostat.core.save import content_hash
 from homeostat.core.task import Regress
 from homeostat.core.world import World
-from homeostat.loop import Loop
 from homeostat.loop.store import SWITCHES, Store
-
-
-def rows(loop: Loop, *kinds: str) -> list[Any]:
-    loop.flush()
-    return list(loop.store.rows(*kinds))
 
 
 def spoilt(net: nn.Module) -> nn.Module:
@@ -94,7 +86,7 @@ def test_what_is_found_later_leaves_an_empty_journal_and_no_lock(problem, tmp_pa
     with Store(tmp_path) as store:
         assert list(store.rows()) == [] and list((tmp_path / "checkpoints").iterdir()) == []
     with problem.loop(tmp_path, problem.net) as loop:
-        assert [row.kind for row in rows(loop)] == ["start"]
+        assert [row.kind for row in problem.rows(loop)] == ["start"]
 
 
 def image(value: float) -> Tensor:
@@ -141,9 +133,9 @@ def test_labels_of_a_stream_out_of_range_are_our_error_and_what_came_before_is_k
     with problem.loop(tmp_path, problem.net) as loop, pytest.raises(InputError, match=r"stream\.y has labels outside"):
         loop.run(Tensors(stream.x, y))
     with problem.loop(tmp_path, problem.net) as loop:
-        assert [row.step for row in rows(loop, "window")] == [0, 1, 2, 3]
+        assert [row.step for row in problem.rows(loop, "window")] == [0, 1, 2, 3]
         loop.run(stream)
-        assert [row.step for row in rows(loop, "window")] == list(range(6))
+        assert [row.step for row in problem.rows(loop, "window")] == list(range(6))
 
 
 def test_windows_are_served_one_by_one_before_they_are_learnt_from(problem, tmp_path):
@@ -164,9 +156,9 @@ def test_every_switch_names_a_checkpoint_that_loads(problem, tmp_path):
     plan = problem.PLAN.replace(anchor=1.0)
     with problem.loop(tmp_path, problem.net, (problem.Undoing(),), plan=plan) as loop:
         loop.run(stream, labels=25)
-        switches = rows(loop, *SWITCHES)
+        switches = problem.rows(loop, *SWITCHES)
         assert [row.kind for row in switches] == ["start", "commit", "rollback"]
         for row in switches:
             assert content_hash(loop.store.load(row.checkpoint, base=problem.net)) == row.checkpoint
         kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-        assert kept == {row.checkpoint for row in [*switches, rows(loop, "snapshot")[-1]]}
+        assert kept == {row.checkpoint for row in [*switches, problem.rows(loop, "snapshot")[-1]]}

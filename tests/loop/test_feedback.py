@@ -16,7 +16,6 @@ from homeostat.core.method import Card, Remedy
 from homeostat.core.run import Event, Run
 from homeostat.core.world import World
 from homeostat.fit import Fit, Recipe, Supervised
-from homeostat.loop import Loop
 from homeostat.nn.optimizers import Adam
 
 BLEND = BatchNormBlend(blend=0.0)
@@ -32,11 +31,6 @@ class LoopTestDear(Remedy):
         return fork(model)
 
 
-def rows(loop: Loop, *kinds: str) -> list[Any]:
-    loop.flush()
-    return list(loop.store.rows(*kinds))
-
-
 @pytest.fixture
 def drift(problem):
     return problem.stream([(problem.CLEAN, 6), (problem.DARK, 22)])
@@ -46,8 +40,8 @@ def drift(problem):
 def test_labels_that_come_late_commit_what_helps_as_labels_that_come_at_once_do(problem, drift, tmp_path, delay):
     with problem.loop(tmp_path, problem.net, (BLEND,)) as loop:
         trace = loop.run(drift, labels=10, delay=delay)
-        (commit,) = rows(loop, "commit")
-        windows = rows(loop, "window")
+        (commit,) = problem.rows(loop, "commit")
+        windows = problem.rows(loop, "window")
     assert "labels" not in windows[delay - 1].content and windows[delay].content["labels"] == 10
     assert sum(row.content.get("labels", 0) for row in windows) == 10 * (len(windows) - delay)
     assert loop.progress.lag == delay and "labels" in commit.content["why"]
@@ -60,8 +54,8 @@ def test_what_late_labels_count_is_what_was_said_when_the_sample_was_served(prob
     size = problem.WINDOW
     with problem.loop(tmp_path, problem.net, (BLEND,)) as loop:
         trace = loop.run(drift, labels=size, delay=3)
-        told = [row.content for row in rows(loop, "window")]
-        assert rows(loop, "commit"), "what is served changes on the way"
+        told = [row.content for row in problem.rows(loop, "window")]
+        assert problem.rows(loop, "commit"), "what is served changes on the way"
     for now, then in zip(told[3:], trace, strict=False):
         assert now["right"] == round(size * then["accuracy"].value)
         assert now["frozen_right"] == round(size * then["frozen"].value)
@@ -94,7 +88,7 @@ def test_a_refit_uses_labels_that_came_late_for_inputs_that_are_still_kept(probl
         plan = problem.PLAN.replace(memory=memory)
         with problem.loop(tmp_path / str(memory), problem.net, (refit,), plan=plan) as loop:
             loop.run(drift, labels=problem.WINDOW, delay=4)
-            assert {"Fit" in row.content["tried"] for row in rows(loop, "propose")} == {tried}
+            assert {"Fit" in row.content["tried"] for row in problem.rows(loop, "propose")} == {tried}
 
 
 def test_labels_of_samples_that_are_not_kept_are_counted_as_lost(problem, drift, tmp_path):
@@ -105,7 +99,7 @@ def test_labels_of_samples_that_are_not_kept_are_counted_as_lost(problem, drift,
         loop.feedback(batch.labels[:5], batch.id[:5], step=0)
         loop.feedback(batch.labels[:4], torch.tensor([0, 1, 2, 9_999]))
         loop.step(batch.replace(y=None))
-        last = rows(loop, "window")[-1].content
+        last = problem.rows(loop, "window")[-1].content
     assert last["labels"] == 3 and last["lost"] == 6
 
 
@@ -120,7 +114,7 @@ def test_feedback_that_does_not_fit_is_refused_and_changes_nothing(problem, drif
             with pytest.raises((InputError, DtypeError), match=error):
                 loop.feedback(labels, ids)
         loop.step(drift.load()[: problem.WINDOW].replace(y=None))
-        assert all("labels" not in row.content for row in rows(loop, "window"))
+        assert all("labels" not in row.content for row in problem.rows(loop, "window"))
         with pytest.raises(InputError, match="windows of delay are 0 or more"):
             loop.run(drift, delay=-1)
 
@@ -132,7 +126,7 @@ def test_candidates_that_cost_more_passes_than_are_left_are_left_out(problem, dr
     plan = problem.PLAN.replace(passes=2.0)
     with problem.loop(tmp_path, problem.net, (LoopTestDear(), BLEND), plan=plan) as loop:
         loop.run(drift, labels=8)
-        (proposed, *_) = rows(loop, "propose")
+        (proposed, *_) = problem.rows(loop, "propose")
         assert proposed.content["tried"] == ["BatchNormBlend"]
         assert proposed.content["left"]["LoopTestDear"] == "it costs 50 passes, and 2 are left"
 
@@ -141,8 +135,8 @@ def test_candidates_slower_than_the_limit_are_refused_and_what_became_slow_is_ta
     slow = problem.PLAN.replace(latency_ms=1e-6)
     with problem.loop(tmp_path / "a", problem.net, (BLEND,), plan=slow) as loop:
         loop.run(drift, labels=8)
-        assert rows(loop, "commit") == []
-        assert "are allowed" in rows(loop, "decision")[0].content["verdicts"][0]["why"]
+        assert problem.rows(loop, "commit") == []
+        assert "are allowed" in problem.rows(loop, "decision")[0].content["verdicts"][0]["why"]
     with problem.loop(tmp_path / "b", problem.net, (BLEND,), plan=problem.PLAN.replace(latency_ms=1e6)) as loop:
         loop.run(drift, labels=8)
         assert loop.progress.served == "BatchNormBlend"
@@ -150,7 +144,7 @@ def test_candidates_slower_than_the_limit_are_refused_and_what_became_slow_is_ta
         for batch in list(drift.batches(problem.WINDOW))[-slow.verify :]:
             loop.step(batch.replace(y=None))
         assert loop.progress.served == "source"
-        assert "it took longer than" in rows(loop, "rollback")[0].content["why"]
+        assert "it took longer than" in problem.rows(loop, "rollback")[0].content["why"]
 
 
 def test_a_memory_shorter_than_a_trial_is_refused(problem):
@@ -173,4 +167,4 @@ def test_a_person_can_go_back_at_any_time(problem, drift, tmp_path):
             assert torch.equal(loop.predict(batch), problem.net(batch.x))
     with problem.loop(tmp_path, problem.net, (BLEND,)) as again:
         assert again.progress.served == "source"
-        assert rows(again, "rollback")[-1].content["why"] == "the owner said so"
+        assert problem.rows(again, "rollback")[-1].content["why"] == "the owner said so"

@@ -94,13 +94,8 @@ class LoopTestNosy(Remedy):
 BLEND = BatchNormBlend(blend=0.0)
 
 
-def rows(loop: Loop, *kinds: str) -> list[Any]:
-    loop.flush()
-    return list(loop.store.rows(*kinds))
-
-
-def verdicts(loop: Loop, name: str) -> list[dict[str, Any]]:
-    found = [v for row in rows(loop, "decision") for v in row.content["verdicts"] if v["name"] == name]
+def verdicts(problem: Any, loop: Loop, name: str) -> list[dict[str, Any]]:
+    found = [v for row in problem.rows(loop, "decision") for v in row.content["verdicts"] if v["name"] == name]
     assert found, f"{name} was never judged"
     return found
 
@@ -117,8 +112,8 @@ def mean(trace: Any, name: str, where: str) -> float:
 def test_a_helpful_candidate_is_committed_and_serves_better(problem, drift, tmp_path, labels, simulated):
     with problem.loop(tmp_path, problem.net, simulate=problem.SIMULATED if simulated else ()) as loop:
         trace = loop.run(drift, labels=labels)
-        (commit,) = rows(loop, "commit")
-        (alarm,) = rows(loop, "alarm")
+        (commit,) = problem.rows(loop, "commit")
+        (alarm,) = problem.rows(loop, "alarm")
     assert 6 <= alarm.step < commit.step <= 15 and commit.content["from"] == "source"
     assert commit.content["to"] in ("BatchNormBlend", "Tent")
     after = [entry for entry in trace if entry.step > commit.step]
@@ -132,11 +127,11 @@ def test_without_labels_and_without_simulated_shifts_nothing_is_ever_committed(p
     long = problem.stream([(problem.CLEAN, 5), (problem.DARK, 40)])
     with problem.loop(tmp_path, problem.net) as loop:
         loop.run(long)
-        assert len(rows(loop, "decision")) >= 2, "candidates were tried, more than once"
-        assert rows(loop, "commit", "rollback") == []
-        assert {v["word"] for v in verdicts(loop, "Tent")} == {"not shown"}
+        assert len(problem.rows(loop, "decision")) >= 2, "candidates were tried, more than once"
+        assert problem.rows(loop, "commit", "rollback") == []
+        assert {v["word"] for v in verdicts(problem, loop, "Tent")} == {"not shown"}
         assert fingerprint(loop.state.served) == fingerprint(problem.net)
-        waits = [row.step for row in rows(loop, "alarm")]
+        waits = [row.step for row in problem.rows(loop, "alarm")]
     gaps = [later - sooner for sooner, later in itertools.pairwise(waits)]
     assert all(later > sooner for sooner, later in itertools.pairwise(gaps)), "retries come ever more seldom"
 
@@ -149,9 +144,9 @@ def test_a_collapsing_candidate_is_refused_whatever_labels_say(problem, tmp_path
     plan = problem.PLAN.replace(few=0.8, anchor=1.0)
     with problem.loop(tmp_path, problem.net, (LoopTestCollapsing(),), plan=plan, simulate=problem.SIMULATED) as loop:
         loop.run(Tensors(stream.load().x, y), labels=labels)
-        assert {v["word"] for v in verdicts(loop, "LoopTestCollapsing")} == {"refused"}
-        assert "predicts only 1.0 classes" in verdicts(loop, "LoopTestCollapsing")[0]["why"]
-        assert rows(loop, "commit") == []
+        assert {v["word"] for v in verdicts(problem, loop, "LoopTestCollapsing")} == {"refused"}
+        assert "predicts only 1.0 classes" in verdicts(problem, loop, "LoopTestCollapsing")[0]["why"]
+        assert problem.rows(loop, "commit") == []
 
 
 def test_what_is_served_is_not_tried_against_itself(problem, tmp_path):
@@ -161,9 +156,9 @@ def test_what_is_served_is_not_tried_against_itself(problem, tmp_path):
     y[17 * problem.WINDOW :] = (y[17 * problem.WINDOW :] + 1) % 3  # no candidate helps against another rule
     with problem.loop(tmp_path, problem.net, (undoing, BLEND), plan=plan, simulate=problem.NEAR) as loop:
         loop.run(Tensors(stream.load().x, y), labels=25)
-        commits = [row for row in rows(loop, "commit") if row.content["to"] == "LoopTestUndoing"]
+        commits = [row for row in problem.rows(loop, "commit") if row.content["to"] == "LoopTestUndoing"]
         assert commits, "it was committed while it helped"
-        later = [row.content for row in rows(loop, "propose") if row.step > commits[0].step]
+        later = [row.content for row in problem.rows(loop, "propose") if row.step > commits[0].step]
         while_served = [said for said in later if "source" in said["tried"]]
         assert while_served, "an alarm went off while it was served"
         assert all("LoopTestUndoing" not in said["tried"] for said in while_served)
@@ -175,7 +170,7 @@ def test_a_candidate_that_forgets_data_from_before_is_refused_beyond_the_anchor(
         plan = problem.PLAN.replace(anchor=anchor)
         with problem.loop(tmp_path / str(anchor), problem.net, (problem.Undoing(),), plan=plan) as loop:
             loop.run(drift, labels=25)
-            first = verdicts(loop, "LoopTestUndoing")[0]
+            first = verdicts(problem, loop, "LoopTestUndoing")[0]
             assert first["word"] == word, first
             assert anchor == 1.0 or "on data from before" in first["why"]
 
@@ -184,18 +179,18 @@ def test_a_candidate_that_forgets_data_from_before_is_refused_beyond_the_anchor(
 def test_a_candidate_that_cannot_be_applied_is_refused_and_its_rival_goes_on(problem, drift, tmp_path, how):
     with problem.loop(tmp_path, problem.net, (LoopTestRefusing(how), BLEND)) as loop:
         loop.run(drift, labels=8)
-        assert verdicts(loop, "LoopTestRefusing")[0]["word"] == "refused"
-        assert "it failed" in verdicts(loop, "LoopTestRefusing")[0]["why"]
-        assert [row.content["to"] for row in rows(loop, "commit")] == ["BatchNormBlend"]
+        assert verdicts(problem, loop, "LoopTestRefusing")[0]["word"] == "refused"
+        assert "it failed" in verdicts(problem, loop, "LoopTestRefusing")[0]["why"]
+        assert [row.content["to"] for row in problem.rows(loop, "commit")] == ["BatchNormBlend"]
 
 
 @pytest.mark.parametrize("how", ["ours", "nan", "shape"])
 def test_a_candidate_that_fails_in_shadow_is_refused_and_its_rival_goes_on(problem, drift, tmp_path, how):
     with problem.loop(tmp_path, problem.net, (LoopTestFusing(4, how), BLEND)) as loop:
         loop.run(drift, labels=8)
-        found = verdicts(loop, "LoopTestFusing")[0]
+        found = verdicts(problem, loop, "LoopTestFusing")[0]
         assert found["word"] == "refused" and ("NaN" if how == "nan" else "it failed") in found["why"]
-        assert [row.content["to"] for row in rows(loop, "commit")] == ["BatchNormBlend"]
+        assert [row.content["to"] for row in problem.rows(loop, "commit")] == ["BatchNormBlend"]
 
 
 def test_a_candidate_that_fails_on_simulated_shifts_has_no_estimate_and_the_loop_goes_on(problem, drift, tmp_path):
@@ -205,16 +200,16 @@ def test_a_candidate_that_fails_on_simulated_shifts_has_no_estimate_and_the_loop
         estimates = [loop.repertoire.estimate(name) for name in names]
         assert [estimate.known for estimate in estimates] == [False, False, True]
         loop.run(drift)
-        assert [row.content["to"] for row in rows(loop, "commit")] == ["BatchNormBlend"]
+        assert [row.content["to"] for row in problem.rows(loop, "commit")] == ["BatchNormBlend"]
 
 
 def test_candidates_whose_needs_the_loop_cannot_meet_are_left_out(problem, drift, tmp_path):
     with problem.loop(tmp_path, problem.net, (LoopTestNosy(), BLEND)) as loop:
         loop.run(drift, labels=8)
-        (proposed, *_) = rows(loop, "propose")
+        (proposed, *_) = problem.rows(loop, "propose")
         assert proposed.content["tried"] == ["BatchNormBlend"] and list(proposed.content["left"]) == ["LoopTestNosy"]
         assert "parts.cloud" in proposed.content["left"]["LoopTestNosy"]
-        assert [row.content["to"] for row in rows(loop, "commit")] == ["BatchNormBlend"]
+        assert [row.content["to"] for row in problem.rows(loop, "commit")] == ["BatchNormBlend"]
 
 
 # -- serving
@@ -225,7 +220,7 @@ def test_on_a_stream_that_never_alarms_predictions_are_those_of_the_network_bit_
     with problem.loop(tmp_path, problem.net, simulate=problem.SIMULATED) as loop, torch.no_grad():
         for batch in stream.batches(problem.WINDOW):
             assert torch.equal(loop.step(batch), problem.net(batch.x))
-        assert rows(loop, "alarm", "commit") == [] and len(rows(loop, "window")) == 30
+        assert problem.rows(loop, "alarm", "commit") == [] and len(problem.rows(loop, "window")) == 30
 
 
 @pytest.mark.parametrize(("how", "why"), [("nan", "NaN"), ("ours", "the fuse has blown"), ("shape", "it failed")])
@@ -235,13 +230,13 @@ def test_when_what_is_served_fails_the_network_as_deployed_serves_and_is_gone_ba
         for batch in stream.batches(problem.WINDOW):
             out = loop.step(batch)
             assert bool(torch.isfinite(out).all()) and out.shape == (problem.WINDOW, 3)
-            if rolled := rows(loop, "rollback"):
+            if rolled := problem.rows(loop, "rollback"):
                 assert torch.equal(out, problem.net(batch.x)), "the very window in which it failed is served"
                 break
         assert rolled and why in rolled[0].content["why"]
         assert rolled[0].content["from"] == "LoopTestFusing" and loop.progress.served == "source"
-        assert rolled[0].step == rows(loop, "window")[-1].step
-        assert content_hash(loop.state.served) == rolled[0].checkpoint == rows(loop, "start")[0].checkpoint
+        assert rolled[0].step == problem.rows(loop, "window")[-1].step
+        assert content_hash(loop.state.served) == rolled[0].checkpoint == problem.rows(loop, "start")[0].checkpoint
 
 
 @pytest.mark.parametrize("labels", [0, 8, 25])
@@ -250,8 +245,8 @@ def test_when_the_world_returns_the_network_as_deployed_serves_again(problem, tm
     plan, simulate = problem.PLAN.replace(anchor=1.0), () if labels else problem.NEAR
     with problem.loop(tmp_path, problem.net, (problem.Undoing(),), plan=plan, simulate=simulate) as loop:
         trace = loop.run(stream, labels=labels)
-        assert len(rows(loop, "commit")) == 1
-        rollback = rows(loop, "rollback")[0]
+        assert len(problem.rows(loop, "commit")) == 1
+        rollback = problem.rows(loop, "rollback")[0]
         assert 20 <= rollback.step <= (23 if labels == 25 else 28) and rollback.content["to"] == "source"
         if labels == 25:
             assert "the frozen network is better by" in rollback.content["why"]
@@ -268,8 +263,8 @@ def test_at_an_alarm_what_was_shown_to_help_in_another_world_gives_way_at_once(p
     with problem.loop(tmp_path, problem.net, (problem.Undoing(),), plan=plan) as loop:
         loop.run(stream[: 20 * problem.WINDOW], labels=8)
         loop.run(stream)  # no label comes any more
-        (commit, *_), (rollback, *_) = rows(loop, "commit"), rows(loop, "rollback")
-        alarm = next(row for row in rows(loop, "alarm") if row.step >= 20)
+        (commit, *_), (rollback, *_) = problem.rows(loop, "commit"), problem.rows(loop, "rollback")
+        alarm = next(row for row in problem.rows(loop, "alarm") if row.step >= 20)
     assert commit.step < 20 <= rollback.step == alarm.step <= 22
     assert rollback.content["why"] == "the world changed, and nothing shows that it helps now"
 
@@ -293,8 +288,8 @@ def test_where_its_estimate_holds_in_the_new_world_what_is_served_stays(problem,
     stream = problem.stream([(problem.CLEAN, 6), (problem.DARK, 12), (problem.Light(0.5, -0.2), 10)])
     with problem.loop(tmp_path, problem.net, (BLEND,), simulate=problem.SIMULATED) as loop:
         trace = loop.run(stream)
-        assert rows(loop, "commit") and rows(loop, "rollback") == []
-        assert [row for row in rows(loop, "alarm") if row.step >= 18], "the second change is noticed"
+        assert problem.rows(loop, "commit") and problem.rows(loop, "rollback") == []
+        assert [row for row in problem.rows(loop, "alarm") if row.step >= 18], "the second change is noticed"
     assert mean(trace, "accuracy", "2") > mean(trace, "frozen", "2") + 0.1
 
 
@@ -303,14 +298,14 @@ def test_the_given_network_is_untouched_and_may_be_in_training_mode(problem, dri
     before, weights = versions(net), fingerprint(net)
     with problem.loop(tmp_path, net) as loop:
         loop.run(drift, labels=25)
-        assert rows(loop, "commit")
+        assert problem.rows(loop, "commit")
     assert versions(net) == before and fingerprint(net) == weights and net.training
 
 
 def test_the_journal_has_a_row_for_every_window_that_says_what_was_served(problem, drift, tmp_path):
     with problem.loop(tmp_path, problem.net) as loop:
         trace = loop.run(drift, labels=7)
-        windows = rows(loop, "window")
+        windows = problem.rows(loop, "window")
     assert [row.step for row in windows] == list(range(20)) == [entry.step for entry in trace]
     assert [row.content["served"] for row in windows] == [entry.subject for entry in trace]
     assert {row.content["labels"] for row in windows} == {7}
@@ -341,7 +336,7 @@ def test_as_many_labels_as_were_asked_for_are_shown_and_unknown_ones_judge_nothi
     y[problem.WINDOW + 3 : 2 * problem.WINDOW] = UNKNOWN
     with problem.loop(tmp_path, problem.net) as loop:
         trace = loop.run(Tensors(stream.x, y), labels=problem.WINDOW)
-        assert [row.content.get("labels", 0) for row in rows(loop, "window")] == [0, 3, problem.WINDOW]
+        assert [row.content.get("labels", 0) for row in problem.rows(loop, "window")] == [0, 3, problem.WINDOW]
     assert [r.name for r in trace.entries[0].readings if r.name != "memory"] == ["seconds"]
     assert [entry["accuracy"].value for entry in trace.entries[1:]] == [1.0, 1.0]
     with problem.loop(tmp_path / "b", problem.net) as loop, pytest.raises(InputError, match="0 or more; got -1"):

@@ -14,17 +14,8 @@ from homeostat.core.errors import InputError, NonFiniteError, SpecError
 from homeostat.core.online import Bag
 from homeostat.core.probe import Outputs
 from homeostat.loop.monitor import HISTORY, SIGNALS, STAKES, Monitor, shiryaev_roberts
-from homeostat.loop.neighbours import LAGS, block_length, block_means, dependence, likeness, likeness_between, pairs_of
 from homeostat.loop.scores import (
-    CLASSES,
-    KEPT,
-    Scores,
-    away,
-    mean_entropy,
     mid_ranks,
-    order_statistics,
-    principal_axes,
-    ranked_among,
 )
 from homeostat.loop.signals import layout_of
 from homeostat.probe.intervals import wilson
@@ -408,46 +399,6 @@ def test_what_does_not_fit_is_refused():
             Monitor(**wrong)
 
 
-# -- what it is made of
-
-
-def test_entropy_is_nought_when_sure_and_one_when_all_classes_are_alike():
-    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1000.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1000.0, -1000.0]])
-    assert [mean_entropy(row[None]) for row in logits] == pytest.approx([1.0, 0.0, 0.5])
-    assert mean_entropy(logits) == pytest.approx(0.5)
-    ruled_out = torch.tensor([[0.0, 0.0, -math.inf, -math.inf]])
-    assert mean_entropy(ruled_out) == pytest.approx(0.5)
-    log_p = torch.randn(6, 5, generator=draws(1)).log_softmax(-1)
-    expected = torch.distributions.Categorical(log_p.exp()).entropy() / math.log(5)
-    assert mean_entropy(log_p) == pytest.approx(float(expected.mean()))
-
-
-def test_few_order_statistics_give_nearly_the_ranks_of_all():
-    values = torch.randn(1, 20_000, generator=draws(2))
-    some = torch.randn(1, 1000, generator=draws(3))
-    known = order_statistics(values, KEPT)
-    exact = (values < some.T).double().mean(1)
-    assert (mid_ranks(known, some)[0] - exact).abs().max() < 1.1 / KEPT
-    few = values[:, :200].sort(-1).values
-    assert torch.equal(order_statistics(few, 200), few)
-    assert torch.equal(mid_ranks(order_statistics(few, 400), some), mid_ranks(few, some)), "each twice is the same"
-
-
-def test_ranks_of_equal_values_count_half():
-    known = torch.randint(6, (3, 50), generator=draws(1)).float().sort(-1).values
-    some = torch.cat([torch.randint(-1, 7, (3, 40), generator=draws(2)).float(), torch.full((3, 1), 2.5)], 1)
-    below = (known[:, :, None] < some[:, None]).double().mean(1)
-    equal = (known[:, :, None] == some[:, None]).double().mean(1)
-    assert torch.allclose(mid_ranks(known, some), below + equal / 2, atol=1e-12)
-    assert torch.allclose(
-        mid_ranks(known + 0.5, some),
-        (known[:, :, None] + 0.5 < some[:, None]).double().mean(1)
-        + (known[:, :, None] + 0.5 == some[:, None]).double().mean(1) / 2,
-        atol=1e-12,
-    )
-    assert mid_ranks(torch.zeros(1, 60), torch.zeros(1, 3)).tolist() == [[0.5] * 3]
-
-
 @pytest.mark.parametrize("alike", [1, 8])
 def test_signals_watched_together_have_the_capital_that_each_has_alone(alike):
     seen = windows(stream(15 * WINDOW, 41, alike=alike))
@@ -462,69 +413,3 @@ def test_signals_watched_together_have_the_capital_that_each_has_alone(alike):
             alone.look(window, labels, state)
         assert torch.equal(kept(state, signal, "capital"), kept(whole, signal, "capital")), signal
         assert float(kept(whole, signal, "capital").sum()) > 0
-
-
-def test_distances_rank_new_samples_of_the_reference_evenly_however_few_there_are():
-    means = []
-    for seed in range(40):
-        g = draws(seed)
-        x = torch.randn(60, 30, generator=g)
-        rest = ranked_among(60, ordered=False)
-        kept = principal_axes(x[~rest])
-        known = order_statistics(away(x[rest], kept), 30)
-        means.append(mid_ranks(known, away(torch.randn(200, 30, generator=g), kept)).mean(1))
-    assert (torch.stack(means).mean(0) - 0.5).abs().max() < 4 / math.sqrt(12 * 30 * 40)
-
-
-def test_rare_classes_beyond_the_number_kept_share_the_last_place():
-    logits = torch.zeros(200, CLASSES + 20)
-    y = torch.arange(200) % (CLASSES + 20)
-    y[:100] = 7
-    logits[torch.arange(200), y] = 5.0
-    sensor = Scores.fit(Outputs(logits, None, torch.arange(200)), ordered=False)
-    layout, read = sensor.read(Outputs(logits, None, torch.arange(200)), ("classes",))
-    places = read.T
-    assert (
-        layout.widths == (("classes", CLASSES),) and places.shape == (200, CLASSES) and bool((places.sum(1) == 1).all())
-    )
-    assert int(sensor.kept["classes"][0]) == 7 and places[:100, 0].sum() == 100
-    hidden = [k for k in range(CLASSES + 20) if k not in sensor.kept["classes"].tolist()]
-    assert bool((places[[int((y == k).nonzero()[-1]) for k in hidden], -1] == 1).all())
-
-
-@pytest.mark.parametrize(("alike", "low", "high"), [(1, 1, 1), (5, 6, 30), (20, 25, 100)])
-def test_blocks_are_longer_than_runs_of_samples_that_are_alike(alike, low, high):
-    g, sums, pairs = draws(alike), torch.zeros(LAGS).double(), torch.zeros(LAGS).double()
-    for _ in range(25):
-        run = torch.rand(100 // alike + 2, generator=g).repeat_interleave(alike).double()
-        start = int(torch.randint(alike, (1,), generator=g))
-        sums += dependence(run[None, start : start + 100])[0]
-        pairs += pairs_of(100)
-    assert low <= block_length(likeness(sums.tolist(), pairs.tolist(), 100), 100) <= high
-
-
-def test_products_of_neighbours_by_hand():
-    x = torch.tensor([[1.0, 3.0, 2.0, 6.0]]).double()
-    away_from = [-2.0, 0.0, -1.0, 3.0]
-    by_hand = [sum(away_from[i] * away_from[i + k] for i in range(4 - k)) for k in range(4)]
-    assert dependence(x)[0, :4].tolist() == pytest.approx(by_hand) and dependence(x)[0, 4:].abs().max() == 0
-    assert pairs_of(4)[:6].tolist() == [4, 3, 2, 1, 0, 0]
-
-
-def test_likeness_as_long_as_a_window_shows_between_windows_only():
-    g = draws(5)
-    level = torch.rand(30, generator=g).double()  # every window is one run
-    within = [0.0] * LAGS
-    assert likeness(within, (30 * pairs_of(100)).tolist(), 100) == math.inf
-    steps = float((level[1:] - level[:-1]).square().sum())
-    assert block_length(likeness_between(steps, 29, 1 / 12, 100), 100) == 100
-    means = torch.rand(30, 100, generator=g).double().mean(1)
-    assert likeness_between(float((means[1:] - means[:-1]).square().sum()), 29, 1 / 12, 100) < 1.5
-    jump = torch.cat([torch.full((15,), 0.4), torch.full((15,), 0.6)]).double()  # a shift is one step
-    assert likeness_between(float((jump[1:] - jump[:-1]).square().sum()), 29, 1 / 12, 100) < 1.5
-
-
-def test_blocks_leave_no_sample_out():
-    x = torch.arange(10.0)[None].double()
-    assert block_means(x, 1) is x and block_means(x, 5).tolist() == [[2.0, 7.0]]
-    assert block_means(x, 3).tolist() == [[1.5, 5.0, 8.0]] and block_means(x, 50).tolist() == [[4.5]]

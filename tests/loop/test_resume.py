@@ -19,7 +19,6 @@ from homeostat.core.fork import fork
 from homeostat.core.run import Event, Run
 from homeostat.core.save import content_hash
 from homeostat.core.world import World
-from homeostat.loop import Loop
 from homeostat.loop.progress import LoopState
 from homeostat.loop.store import Store
 
@@ -36,11 +35,6 @@ class Foreign(nn.Module):
 
 
 BLEND = BatchNormBlend(blend=0.0)
-
-
-def rows(loop: Loop, *kinds: str) -> list[Any]:
-    loop.flush()
-    return list(loop.store.rows(*kinds))
 
 
 def same_tensors(a: nn.Module, b: nn.Module) -> bool:
@@ -89,9 +83,9 @@ def test_a_commit_is_in_the_journal_only_together_with_the_state_that_serves_it(
         loop.run(drift, labels=8)
     assert loop.progress.served == "BatchNormBlend", "it failed after the switch, while writing"
     with problem.loop(tmp_path, problem.net, (BLEND,), plan=plan) as again:
-        assert rows(again, "commit") == [] and again.progress.served == "source"
+        assert problem.rows(again, "commit") == [] and again.progress.served == "source"
         again.run(drift, labels=8)
-        (commit,) = rows(again, "commit")
+        (commit,) = problem.rows(again, "commit")
     with problem.loop(tmp_path, problem.net, (BLEND,)) as last:
         assert last.progress.served == "BatchNormBlend" and content_hash(last.state.served) == commit.checkpoint
 
@@ -106,7 +100,7 @@ def test_a_commit_serves_on_when_the_process_ends_right_after_it(problem, drift,
     loop.store.close()  # as a kill would: what waits in memory is not written
     with problem.loop(tmp_path, problem.net, (BLEND,), plan=plan) as again:
         assert again.progress.served == "BatchNormBlend" and again.progress.at == loop.progress.at
-        assert same_tensors(again.state, loop.state) and len(rows(again, "commit")) == 1
+        assert same_tensors(again.state, loop.state) and len(problem.rows(again, "commit")) == 1
 
 
 def test_a_network_of_a_foreign_class_that_takes_a_tree_is_served_committed_and_resumed(problem, tmp_path):
@@ -119,7 +113,7 @@ def test_a_network_of_a_foreign_class_that_takes_a_tree_is_served_committed_and_
     stream = Tensors(tree(stream.x), stream.y)
     with problem.loop(tmp_path / "whole", net, world=world) as whole:
         whole.run(stream, labels=8)
-        assert rows(whole, "commit")
+        assert problem.rows(whole, "commit")
         expected = problem.told(whole)
     with problem.loop(tmp_path / "parts", net, world=world) as first:
         for part in list(stream.batches(problem.WINDOW))[:3]:
@@ -162,7 +156,7 @@ def test_a_resumed_loop_without_the_remedy_it_serves_goes_on_serving_it(problem,
 def test_a_lost_snapshot_is_named_when_a_loop_resumes(problem, drift, tmp_path):
     with problem.loop(tmp_path, problem.net) as loop:
         loop.run(drift)
-        name = rows(loop, "snapshot")[-1].checkpoint
+        name = problem.rows(loop, "snapshot")[-1].checkpoint
     file = tmp_path / "checkpoints" / name / "model.json"
     file.rename(file.with_name("gone"))
     with pytest.raises(CheckpointError):

@@ -49,6 +49,7 @@ from homeostat.adapt.tent import softmax_entropy
 from homeostat.core.data import Batch
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Bag, Online
+from homeostat.core.place import there
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction, NonNegative, Positive
 from homeostat.core.task import Classify
@@ -189,9 +190,8 @@ class EATA(Remedy):
             return None
         own = batch_statistics(model).requires_grad_(False).eval()
         names = norm_affine(own)
-        device = own.get_parameter(names[0]).device
         some = world.source.shuffle(run.rng("EATA.fisher"))[: self.fisher_samples]
-        inputs = (batch.to(device).x for batch in some.batches(self.fisher_batch))
+        inputs = (there(batch.x, own) for batch in some.batches(self.fisher_batch))
         return Bag(fisher_diagonal(own, inputs, names))
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:

@@ -64,6 +64,7 @@ from homeostat.core.errors import ModelError, SpecError
 from homeostat.core.fork import fork, targets
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Online
+from homeostat.core.place import device_of, home, there
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction
 from homeostat.core.task import Classify, Regress, Segment, Task
@@ -199,7 +200,7 @@ class RNA(Remedy):
         controller, dense = self._controller(own, task, sample, run)
         density = (0.0025 if dense else 0.5) if self.density is None else self.density
         measure = Regress(power=1.0) if isinstance(task, Regress) else task
-        device = next(own.parameters()).device
+        device = device_of(own)
 
         def losses(batches: Mapping[str, Batch], now: Run) -> dict[str, Tensor]:
             batch = batches["source"].to(device)
@@ -222,8 +223,8 @@ class RNA(Remedy):
         if self.signal == "entropy" and not isinstance(task, Classify):
             raise SpecError(f'signal="entropy" is for classifiers; the task is {type(task).__name__}')
         with torch.no_grad():
-            out: Any = own(sample.to(next(own.parameters()).device).x)
-        task.check(out, sample.y, "source.y")
+            out: Any = own(there(sample.x, own))
+        task.check(home(out), sample.y, "source.y")
         signal, _ = error_signal(task, out, None, self.signal)
         found = targets(own, self.layers, (*NORMS, BlendedBatchNorm))
         channels = tuple(_channels(layer) for layer in found.values())

@@ -31,6 +31,7 @@ from homeostat.core.data import Batch, Data, Joined, revealed
 from homeostat.core.errors import MissingPart
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.online import Online
+from homeostat.core.place import device_of
 from homeostat.core.probe import Outputs, prequential, stacked
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Index, Positive, Spec
@@ -156,6 +157,7 @@ class Episodic(Protocol):
             shown = batch.replace(y=None)
             if self.labels and batch.y is not None:
                 shown = batch.replace(y=revealed(batch.labels, self.labels, run.rng("labels", step)))
+            shown, batch = shown.to(device_of(net)), batch.to(device_of(net))
             net.reset()
             tries = [net.observe(shown) for _ in range(self.steps)]
             out = tries[-1] if self.select == "last" else self._best(tries, batch, task)

@@ -16,8 +16,21 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all randomness.")]
-Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda.", show_default="cpu")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def _usable(device: str | None) -> str | None:
+    """The device; our error at once where it cannot be used, before anything is read or written."""
+    if device is not None:
+        from homeostat.core.place import check_device
+
+        check_device(device, "--device")
+    return device
+
+
+Device = Annotated[
+    str | None, typer.Option(help="Where to compute, such as cuda.", show_default="cpu", callback=_usable)
+]
 
 
 def print_json(value: Any) -> None:

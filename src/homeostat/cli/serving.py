@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from homeostat.cli.printing import AsJson, Progress, Seed, called, lines, near, print_json, several
+from homeostat.cli.printing import AsJson, Device, Progress, Seed, called, lines, near, print_json, several
 
 if TYPE_CHECKING:
     from homeostat.loop.deployment import Deployment
@@ -21,6 +21,7 @@ def demo(
     labels: Annotated[int, typer.Option(min=0, help="Labels a window that the loop is shown.")] = 0,
     plan: Annotated[Path | None, typer.Option(help="A YAML file with a Plan, to replace the loop's settings.")] = None,
     seed: Seed = 0,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Show it all once: a network is trained, its stream shifts, the loop keeps it working.
@@ -35,7 +36,7 @@ def demo(
     settings = Plan() if plan is None else read_spec(plan, Plan)
     _few_threads()
     with Progress() as progress:
-        shown = show(folder, labels=labels, plan=settings, run=Run(seed=seed, watch=progress))
+        shown = show(folder, labels=labels, plan=settings, run=Run(seed=seed, device=device, watch=progress))
     served, frozen = (_mean(shown.trace, name) for name in ("accuracy", "frozen"))
     if as_json:
         print_json({"served": served, "frozen": frozen, "report": str(shown.report), "store": str(shown.store)})
@@ -49,6 +50,7 @@ def run(
     file: Annotated[Path, typer.Argument(help="A YAML file with a Deployment.", show_default=False)],
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; a store that is there is set aside.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness.", show_default="the file's")] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a stream and look after the network, as a YAML file says.
@@ -58,26 +60,26 @@ def run(
     from homeostat.loop.deployment import read_deployment
 
     deployment = read_deployment(file)
-    _serve(deployment if seed is None else deployment.replace(seed=seed), fresh, as_json)
+    _serve(deployment if seed is None else deployment.replace(seed=seed), fresh, device, as_json)
 
 
-def resume(store: AStore, as_json: AsJson = False) -> None:
+def resume(store: AStore, device: Device = None, as_json: AsJson = False) -> None:
     """Go on where a run stopped.
 
-    The store keeps the deployment; the file that it came from is not needed.
+    The store keeps the deployment; the file that it came from is not needed. It may go on on another device.
     """
     from homeostat.loop.deployment import kept_deployment
 
-    _serve(kept_deployment(store), False, as_json)
+    _serve(kept_deployment(store), False, device, as_json)
 
 
-def _serve(deployment: Deployment, fresh: bool, as_json: bool) -> None:
+def _serve(deployment: Deployment, fresh: bool, device: str | None, as_json: bool) -> None:
     from homeostat.loop.serving import serve
 
     _few_threads()
     try:
         with Progress() as progress:
-            served = serve(deployment, watch=progress, fresh=fresh)
+            served = serve(deployment, watch=progress, fresh=fresh, device=device)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; to go on: homeostat resume {near(deployment.store)}", err=True)
         raise typer.Exit(130) from None

@@ -184,20 +184,10 @@ def _names(kind: str, incomplete: str) -> list[str]:
 
 def _network(text: str, run: Any, probes: Any = None) -> Any:
     """The network, on the device that was asked for."""
-    import torch
-
-    from homeostat.core.errors import InputError
+    from homeostat.core.place import placed
     from homeostat.loop.sources import open_model
 
-    if run.device is not None:
-        try:
-            torch.zeros(1, device=run.device)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            said = str(error).splitlines()[0]
-            said = "there is no such kind of device" if said.startswith("Expected one of") else said
-            raise InputError(f"--device {run.device} cannot be used here ({said}); leave it out for the CPU") from None
-    net = open_model(text, run=run)
-    return net if run.device is None else net.to(run.device)
+    return placed(open_model(text, run=run), run.device)
 
 
 def _check_parts(methods: Any, world: Any) -> None:

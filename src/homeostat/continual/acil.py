@@ -41,6 +41,7 @@ from homeostat.core.data import UNKNOWN, Batch
 from homeostat.core.errors import InputError, ModelError
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Online
+from homeostat.core.place import device_of
 from homeostat.core.random import generator
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Positive
@@ -51,7 +52,7 @@ from homeostat.core.world import World
 
 def ridge(gram: Float[Tensor, "d d"], cross: Float[Tensor, "d k"], gamma: float) -> Float[Tensor, "d k"]:
     """`(gram + gamma I)^-1 cross` by Cholesky."""
-    eye = torch.eye(len(gram), dtype=gram.dtype)
+    eye = torch.eye(len(gram)).to(gram)
     return torch.cholesky_solve(cross, torch.linalg.cholesky(gram + gamma * eye))
 
 
@@ -60,7 +61,7 @@ def woodbury(
 ) -> tuple[Float[Tensor, "d d"], Float[Tensor, "d k"]]:
     """The regularised inverse and the weights after a batch: the paper's recursion, R before W."""
     hr = h @ inverse
-    inverse = inverse - hr.T @ torch.linalg.solve(torch.eye(len(h), dtype=h.dtype) + hr @ h.T, hr)
+    inverse = inverse - hr.T @ torch.linalg.solve(torch.eye(len(h)).to(h) + hr @ h.T, hr)
     return inverse, weights + inverse @ (h.T @ (y - h @ weights))
 
 
@@ -85,16 +86,16 @@ class AnalyticHead(Online):
         features = int(inner.in_features)  # type: ignore[arg-type]
         bound = features**-0.5
         noise = torch.rand(expand, features, generator=generator(seed, "acil"), dtype=torch.float64)
-        self.register_buffer("expansion", ((2 * noise - 1) * bound).to(next(self.model.parameters()).dtype))
+        self.register_buffer("expansion", ((2 * noise - 1) * bound).to(next(self.model.parameters())))
         self.begin()
 
     def begin(self) -> None:
-        d = self.expand
-        self.carry["cross"] = torch.zeros(d, 0, dtype=torch.float64)
+        d, wide = self.expand, self.expansion.new_zeros(0, dtype=torch.float64)
+        self.carry["cross"] = wide.new_zeros(d, 0)
         if self.form == "gram":
-            self.carry["gram"] = torch.zeros(d, d, dtype=torch.float64)
+            self.carry["gram"] = wide.new_zeros(d, d)
         else:
-            self.carry["inverse"] = torch.eye(d, dtype=torch.float64) / self.gamma
+            self.carry["inverse"] = torch.eye(d).to(wide) / self.gamma
         self._solved: Tensor | None = None
 
     def expanded(self, x: Any) -> Tensor:
@@ -107,7 +108,7 @@ class AnalyticHead(Online):
         """The regression's weights."""
         if self.form != "gram":
             return self.carry["cross"]
-        if self._solved is None:
+        if self._solved is None or self._solved.device != self.expansion.device:
             self._solved = ridge(self.carry["gram"], self.carry["cross"], self.gamma)
         return self._solved
 
@@ -194,6 +195,6 @@ class ACIL(Remedy):
         assert world.source is not None
         head = AnalyticHead(model, self.expand, self.gamma, self.form, run.seed_for("acil"))
         for batch in world.source.batches(self.batch):
-            head.observe(batch)
+            head.observe(batch.to(device_of(model)))
         head.mark()
         return head

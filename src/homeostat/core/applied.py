@@ -20,6 +20,7 @@ from homeostat.core.errors import InputError
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.method import Remedy
 from homeostat.core.online import Online
+from homeostat.core.place import device_of
 from homeostat.core.run import Run
 from homeostat.core.tree import Tree
 from homeostat.core.weights import carried, weights
@@ -103,7 +104,7 @@ def _right(
     net: nn.Module, data: Data, world: World, window: int, run: Run, at: int, steps: int, learns: Online | None = None
 ) -> float | None:
     """Share of right answers where labels are known; with `learns`, each batch is observed as it is answered."""
-    device = next((p.device for p in net.parameters()), None)
+    device = device_of(net)
     right = known = 0
     for number, piece in enumerate(data.batches(window)):
         batch = piece.to(device)

@@ -23,6 +23,7 @@ from homeostat.core.errors import InputError, MissingPart, NonFiniteError
 from homeostat.core.fork import fork, versions
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.online import Online
+from homeostat.core.place import device_of, placed, there
 from homeostat.core.probe import Probe, read
 from homeostat.core.reading import Reading
 from homeostat.core.run import Run
@@ -77,13 +78,14 @@ def check_remedy(
 
     The given model stays untouched bit for bit, with its flags and hooks; the result is in evaluation mode, pure in
     `forward`, serves a batch of one and a short batch (with the same outputs, unless its card says `batch_coupled`),
-    survives save and load with equal outputs, is the same for the same seed, keeps the dtype; what is declared is what
-    is read; NaN weights, missing parts and (online) NaN or empty batches are refused with our errors; an online model
-    resets and restores exactly, and continues after save and load as if it had not stopped.
+    survives save and load with equal outputs, is the same for the same seed, keeps the dtype and the device (the
+    world's data may lie elsewhere); what is declared is what is read; NaN weights, missing parts and (online) NaN or
+    empty batches are refused with our errors; an online model resets and restores exactly, and continues after save and
+    load as if it had not stopped.
 
     Args:
         remedy: the object to check.
-        model, world: to check it on; made up when absent.
+        model, world: to check it on; made up when absent. A model on a GPU checks the remedy there.
         dtypes: further dtypes that must work.
         exact: outputs must be equal bit for bit where promises speak of equality; otherwise within rounding.
 
@@ -93,7 +95,7 @@ def check_remedy(
     model, world, run = model or small_network(), world or small_world(), Run(seed=1)
     broken = Broken(type(remedy).__name__)
     same = _equal if exact else _close
-    x = _first_inputs(world)
+    x = there(_first_inputs(world), model)
 
     hooked = model.register_forward_hook(lambda *_: None)
     before, state = versions(model), _state(model)
@@ -113,6 +115,7 @@ def check_remedy(
     for text in watch.differences(declared):
         broken.unless(False, text)
     broken.unless(not any(m.training for m in result.modules()), "the result is in evaluation mode")
+    broken.unless(placed(result, device_of(model)) is result, "the result lies on the model's device, and whole")
 
     with broken.case("it serves a batch, a batch of one and a short batch without gradients"), torch.no_grad():
         out = result(x)
@@ -154,7 +157,7 @@ def check_remedy(
 def _check_online(remedy: Remedy, model: nn.Module, world: World, kit: Any, broken: Broken, same: Any) -> None:
     run = Run(seed=1)
     data = world.target or world.source or next(iter(world.parts.values()))
-    batches = [b.replace(y=None) for b in data.batches(max(2, len(data) // 5))][:5]
+    batches = [b.replace(y=None).to(device_of(model)) for b in data.batches(max(2, len(data) // 5))][:5]
     online = remedy(model, world, kit=kit, run=run)
     start, x = _state(online), batches[0].x
     with broken.case("it observes a stream, a batch of one and a short batch"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from homeostat.core.errors import CheckpointError
 from homeostat.core.fork import fork
 from homeostat.core.part import build, recipe
+from homeostat.core.place import there
 from homeostat.core.save import fill
 from homeostat.core.weights import as_weights, carried, fingerprint, weights
 
@@ -44,7 +45,8 @@ class Delta:
             raise CheckpointError(f"the delta was taken from weights {self.base[:12]}; these are {found[:12]}")
         model = fork(base) if self.recipe == recipe(base) else build(self.recipe, base)
         before = weights(base)
-        fill(model, {**{new: before[old] for new, old in self.kept.items()}, **self.changed}, "the delta's tensors")
+        kept = {new: before[old] for new, old in self.kept.items()}
+        fill(model, {**kept, **there(self.changed, base)}, "the delta's tensors")
         return model.eval()
 
     def difference(self, base: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from homeostat.core.errors import CheckpointError, DtypeError, ModelError, SpecE
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.intake import as_data
 from homeostat.core.part import recipe
+from homeostat.core.place import device_of, placed
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
 from homeostat.core.spec import Spec, digest
@@ -77,7 +78,7 @@ class Method(Spec, abstract=True):
         return None
 
     def kit(self, model: nn.Module | None, world: World = World(), *, run: Run = Run()) -> nn.Module | None:
-        """The method's kit: from the cache in `run.scratch`, else prepared (and cached).
+        """The method's kit, where the model lies: from the cache in `run.scratch`, else prepared (and cached).
 
         Raises:
             MissingPart: the world lacks what `prepare` needs.
@@ -93,7 +94,7 @@ class Method(Spec, abstract=True):
         path = run.scratch / "kits" / name
         if path.exists():
             try:
-                return load(path)
+                return placed(load(path), None if model is None else device_of(model))
             except CheckpointError:
                 run.emit("kit unreadable, prepared again", values={"path": str(path)})
         made = self._prepared(model, seen, run)
@@ -104,7 +105,7 @@ class Method(Spec, abstract=True):
     def _prepared(self, model: nn.Module | None, world: World, run: Run) -> nn.Module | None:
         with torch.inference_mode(False), torch.enable_grad():
             made = self.prepare(model, world, run)
-        return None if made is None else made.eval()
+        return None if made is None else placed(made.eval(), None if model is None else device_of(model))
 
     def door(self, model: nn.Module | None, world: World, needs: Iterable[str], why: str = "") -> World:
         """Check the model and the world against `needs`; return the world with nothing else in it."""
@@ -152,7 +153,7 @@ class Remedy(Method, abstract=True):
         seen = self.door(model, world, self.needs())
         if any(need.startswith("held") for need in self.needs()):
             raise SpecError(f"{type(self).__name__} asks for held data, which only judges may see")
-        kit = self.kit(model, world, run=run) if kit is None else kit
+        kit = self.kit(model, world, run=run) if kit is None else placed(kit, device_of(model))
         with torch.inference_mode(False), torch.enable_grad():
             return self.apply(model, seen, kit, run).eval()
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from homeostat.core.fork import fork, unwrap
 from homeostat.core.intake import as_data
 from homeostat.core.method import Method
 from homeostat.core.online import Online
+from homeostat.core.place import device_of, placed
 from homeostat.core.reading import Reading, Readings
 from homeostat.core.run import Run
 from homeostat.core.taps import tapped
@@ -84,11 +85,21 @@ class Outputs:
         return self if bool(known.all()) else self[known]
 
     def __getitem__(self, index: Any) -> Outputs:
-        def pick(tree: Tree | None) -> Any:
-            return None if tree is None else map_tree(lambda t: t[index], tree)
+        return self.map(lambda t: t[index])
 
-        meta = None if self.meta is None else {k: v[index] for k, v in self.meta.items()}
-        return Outputs(pick(self.out), pick(self.y), self.id[index], pick(self.x), pick(self.features), meta, self.task)
+    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """Apply a function to every tensor."""
+
+        def each(tree: Tree | None) -> Any:
+            return None if tree is None else map_tree(function, tree)
+
+        meta = None if self.meta is None else {k: function(v) for k, v in self.meta.items()}
+        out, y, x, features = (each(tree) for tree in (self.out, self.y, self.x, self.features))
+        return Outputs(out, y, function(self.id), x, features, meta, self.task)
+
+    def to(self, device: str | torch.device | None) -> Outputs:
+        """The outputs on a device; `None` leaves them where they are."""
+        return self if device is None else self.map(lambda t: t.to(device))
 
 
 class Probe(Method, abstract=True):
@@ -165,11 +176,12 @@ def measure(
     kits: Mapping[Probe, nn.Module] | None = None,
     run: Run = Run(),
 ) -> Readings:
-    """Measure several probes from outputs that are already there."""
-    readings = Readings()
+    """Measure several probes from outputs that are already there; outputs and kits go where the model lies."""
+    readings, device = Readings(), None if model is None else device_of(unwrap(model))
+    seen = seen.to(device)
     for probe in probes:
         kit = (kits or {}).get(probe)
-        kit = probe.kit(model, world, run=run) if kit is None else kit
+        kit = probe.kit(model, world, run=run) if kit is None else placed(kit, device)
         readings.append(probe.measure(seen, probe.door(model, world, probe.needs()), kit, run))
     return readings
 
@@ -226,6 +238,7 @@ def prequential(
         shown = piece if labels is True else piece.replace(y=None)
         if labels and labels is not True and piece.y is not None:
             shown = piece.replace(y=revealed(piece.labels, labels, run.rng("labels", step)))
+        piece, shown = piece.to(device_of(net)), shown.to(device_of(net))
         rows.append(_row(lambda _, shown=shown: net.observe(shown), piece, reads, None, task, net))
     return stacked(rows, task)
 
@@ -236,8 +249,7 @@ def _row(
     check_finite(piece.x, "x")
     out = features = None
     if call is not None and net is not None:
-        device = next((p.device for p in net.parameters()), None)
-        piece = piece.to(device)
+        piece = piece.to(device_of(net))
         if "features" in reads:
             out, features = tapped(call, piece.x, net, layer)
         else:

@@ -46,7 +46,8 @@ class Run:
 
     Attributes:
         seed: all randomness comes from here, through named generators.
-        device: where new tensors go; `None` follows the model.
+        device: where networks go, for what builds or serves one (a loop, the command line); `None` leaves them where
+            they lie. Methods compute where the model that they are given lies.
         budget: limits on what may be spent.
         scratch: a folder for caches (kits) and resumable training; `None` caches nothing.
         watch: called with each `Event`.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from homeostat.core.errors import CheckpointError, StoreError
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.part import build, recipe
+from homeostat.core.place import HOME, device_of, placed
 from homeostat.core.spec import digest
 from homeostat.core.weights import Weights, carried, fingerprint, hash_tensors, weights
 
@@ -99,12 +100,15 @@ def _put_back(path: Path) -> None:
             old.rename(path)
 
 
-def load(path: str | Path, base: nn.Module | None = None, *, verify: bool = False) -> nn.Module:
+def load(
+    path: str | Path, base: nn.Module | None = None, *, device: str | torch.device | None = None, verify: bool = False
+) -> nn.Module:
     """Read a model from a checkpoint folder, or plain safetensors weights into a copy of `base`; in evaluation mode.
 
     Args:
         path: a folder written by `save`, or a `.safetensors` file or folder of shards (then `base` is needed).
         base: the foreign model that the checkpoint was made over, or the architecture of a plain weights file.
+        device: where the model goes; default, where `base` lies, else the CPU.
         verify: also compare the content hash.
 
     Raises:
@@ -114,12 +118,13 @@ def load(path: str | Path, base: nn.Module | None = None, *, verify: bool = Fals
     _put_back(path)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}")
+    device = (None if base is None else device_of(unwrap(base))) or HOME if device is None else device
     if not (path / "model.json").is_file():
         if base is None:
             raise CheckpointError(f"{path} holds weights without a recipe; give the network: load(path, base=net)")
         model = fork(unwrap(base), own="*")
         fill(model, Weights(path), str(path))
-        return model.eval()
+        return placed(model.eval(), device)
     note = read_note(path)
     model = build(note["recipe"], None if base is None else unwrap(base))
     tensors: dict[str, Tensor] = {}
@@ -138,7 +143,7 @@ def load(path: str | Path, base: nn.Module | None = None, *, verify: bool = Fals
         raise CheckpointError(
             f"{path}: the content does not match its hash {note['hash'][:12]}; the files were changed"
         )
-    return model.eval()
+    return placed(model.eval(), device)
 
 
 def read_note(path: Path) -> dict[str, Any]:
@@ -246,9 +251,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _untied(tensors: Mapping[str, Tensor], tied: dict[str, str]) -> dict[str, Tensor]:
     """Each storage once; the other names go into `tied`."""
     kept: dict[str, Tensor] = {}
-    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    first: dict[tuple[torch.device, int, torch.Size, tuple[int, ...]], str] = {}
     for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
         if tensor.numel() and key in first:
             tied[name] = first[key]
         else:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from homeostat.core.errors import HomeostatError, InputError, MissingExtra, MissingPart
+from homeostat.core.memory import peak
 
 
 def main() -> None:
@@ -69,7 +70,7 @@ def _measure(order: dict[str, Any], told: TextIO) -> None:
         _tell(told, "seed", seed=seed, arms=checked)
     _tell(
         told, "done", seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu,
-        peak_memory_mib=_peak(), versions=versions(),
+        peak_memory_mib=(peak() or 0) / 2**20, versions=versions(),
     )  # fmt: skip
 
 
@@ -99,22 +100,6 @@ def _checked(claim: Any, arms: Any, names: set[str]) -> dict[str, float]:
 def _tell(told: TextIO, event: str, **values: Any) -> None:
     told.write(json.dumps({"event": event, **values}) + "\n")
     told.flush()
-
-
-def _peak() -> float:
-    """Most resident memory of this process in MiB; 0 where the system does not say."""
-    try:
-        # Not `ru_maxrss`: in a process that was started by a large one it is that one's.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
 def _processor() -> str:

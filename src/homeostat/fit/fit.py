@@ -14,6 +14,7 @@ from homeostat.core.errors import CheckpointError, MissingPart, ModelError
 from homeostat.core.fork import fork, matches
 from homeostat.core.method import Card, Remedy
 from homeostat.core.part import recipe as recipe_of
+from homeostat.core.place import device_of, home, there
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
 from homeostat.core.spec import digest
@@ -112,7 +113,7 @@ class Fit(Remedy):
                     module.eval()
 
         def losses(batches: Mapping[str, Batch], now: Run) -> Mapping[str, Tensor]:
-            device = next(iter(params.values())).device
+            device = device_of(own)
             return self.objective.losses(own, {n: b.to(device) for n, b in batches.items()}, world.task, kit, now)
 
         train(own, losses, data, params, self.recipe, run=run, checkpoint=part)
@@ -136,7 +137,7 @@ def _check_first(model: nn.Module, data: Mapping[str, Data], world: World) -> No
     for name, part in data.items():
         batch = part.fetch(torch.arange(min(2, len(part))))
         with torch.no_grad():
-            out = probe(batch.x)
+            out = home(probe(there(batch.x, probe)))
         if batch.y is not None:
             world.task.check(out, batch.y, f"{name}.y")
             if isinstance(world.task, Classify) and isinstance(out, Tensor):

@@ -18,6 +18,7 @@ from homeostat.core.data import Batch, Data
 from homeostat.core.errors import InputError, NonFiniteError
 from homeostat.core.online import Bag
 from homeostat.core.part import Part
+from homeostat.core.place import HOME
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
 from homeostat.core.spec import Count, Fraction, Index, Positive, Spec
@@ -169,11 +170,13 @@ def train(
 
 
 def _gradients(losses, params: list[Tensor], recipe: Recipe, now: Run) -> tuple[Mapping[str, Tensor], list[Tensor]]:
-    device = params[0].device.type if params else "cpu"
-    with torch.random.fork_rng(devices=[]):
+    device = params[0].device if params else HOME
+    # The device's generator too is restored, where it can be: `manual_seed` seeds all of them.
+    others = [] if device.type in ("cpu", "mps") else [device]
+    with torch.random.fork_rng(others, device_type=device.type):
         # Dropout draws from the global generator; seeding it by step makes a resumed run draw the same.
         torch.manual_seed(now.seed_for("dropout"))
-        with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             return recipe.step.gradients(losses, params, recipe.combine, now.rng("step"))
 
 

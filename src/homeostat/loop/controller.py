@@ -33,7 +33,6 @@ from homeostat.loop.verify import attempt, guard
 Say = Callable[[str, dict[str, Any], nn.Module | None], None]
 """Told what happened: kind, content, and the model that is served from then on, where it is a switch."""
 
-
 HOME = {"none": 1.0}
 """What is known of the kind of shift where nothing stands out from the data from before."""
 
@@ -43,7 +42,8 @@ class Window:
     """A window that was served.
 
     Attributes:
-        batch: what came; `y` are labels, `UNKNOWN` where they have not come.
+        batch: what came, on the CPU; `y` are labels, `UNKNOWN` where they have not come.
+        there: its inputs where the networks lie, without labels.
         out: logits that were served.
         seen: the frozen network's outputs.
         failed: why what is served could not answer, or empty.
@@ -52,6 +52,7 @@ class Window:
     """
 
     batch: Batch
+    there: Batch
     out: Tensor
     seen: Outputs
     failed: str = ""
@@ -235,7 +236,7 @@ class Controller:
         for trial, model in zip(self.progress.trials, self.state.shadows.children(), strict=True):
             out = None
             if not trial.refused:
-                out, trial.refused, ms = attempt(model, window.batch)
+                out, trial.refused, ms = attempt(model, window.there)
                 if out is not None:
                     trial.see(out, window.out, window.seen, self.repertoire.normal, self.plan.few)
                     trial.hurry(ms, self.plan.latency_ms)

@@ -13,6 +13,7 @@ from homeostat.adapt import EATA, LAME, BatchNormBlend
 from homeostat.core.data import Data
 from homeostat.core.errors import MissingPart, StoreError
 from homeostat.core.method import Remedy, Shift
+from homeostat.core.place import check_device, placed
 from homeostat.core.run import Run
 from homeostat.core.trace import Trace
 from homeostat.core.world import World
@@ -71,8 +72,9 @@ def demo(folder: Path | str, *, labels: int = 0, plan: Plan = Plan(), run: Run =
         folder: holds the cache of trained networks and a numbered folder per run; made when absent.
         labels: labels a window that the loop is shown.
         plan: how the loop works.
-        run: seed and watcher.
+        run: seed, watcher, and `device` for the networks.
     """
+    check_device(run.device)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ def demo(folder: Path | str, *, labels: int = 0, plan: Plan = Plan(), run: Run =
     recipe = Recipe(
         epochs=3, batch=64, optimizer=SGD(lr=0.1, weight_decay=5e-4, nesterov=True), schedule=Cosine(warmup=50)
     )
-    net = Fit(recipe=recipe)(net, World(source=train), run=run)
+    net = Fit(recipe=recipe)(placed(net, run.device), World(source=train), run=run)
     stream = Phases(tuple(shift for _, shift in STREAM))(after, run=run)
     store = folder / _next(folder)
     with Loop(

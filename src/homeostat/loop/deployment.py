@@ -27,6 +27,7 @@ from homeostat.core.configfile import read_spec, write_spec
 from homeostat.core.data import Data
 from homeostat.core.errors import InputError, MissingPart, SpecError, StoreError
 from homeostat.core.method import Remedy, Shift
+from homeostat.core.place import check_device
 from homeostat.core.run import Event, Run, ignore
 from homeostat.core.save import load
 from homeostat.core.spec import Index, Spec
@@ -123,7 +124,11 @@ def open_stream(deployment: Deployment) -> Data:
 
 
 def deploy(
-    deployment: Deployment, *, watch: Callable[[Event], None] = ignore, fresh: bool = False
+    deployment: Deployment,
+    *,
+    watch: Callable[[Event], None] = ignore,
+    fresh: bool = False,
+    device: str | None = None,
 ) -> tuple[Loop, Data]:
     """The loop that a deployment describes, and its stream. The caller closes the loop.
 
@@ -131,12 +136,14 @@ def deploy(
         deployment: see `read_deployment`.
         watch: is told of progress and of what happens.
         fresh: begin anew; a store that is there is set aside as `STORE.1`, `STORE.2`, ...
+        device: where the networks go, such as `"cuda"`; default, the CPU. A store may go on elsewhere than it began.
 
     Raises:
         StoreError: the store is of another deployment, or another process serves from it.
         And what reading the data, building the network and beginning the loop raise.
     """
     assert deployment.before is not None
+    check_device(device)
     folder = Path(deployment.store)
     if not fresh:
         check_same(deployment, folder)
@@ -156,7 +163,7 @@ def deploy(
     store = Store(folder, url)
     try:
         write_spec(deployment, folder / DEPLOYMENT)
-        run = Run(seed=deployment.seed, scratch=folder / "cache", watch=watch)
+        run = Run(seed=deployment.seed, device=device, scratch=folder / "cache", watch=watch)
         start = store.last("start")
         net = _built(deployment.model, run) if start is None else store.load(str(start.checkpoint))
         loop = Loop(

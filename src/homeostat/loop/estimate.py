@@ -43,6 +43,7 @@ from homeostat.core.errors import CheckpointError, InputError, NonFiniteError
 from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.online import Bag, Online
 from homeostat.core.part import recipe
+from homeostat.core.place import device_of
 from homeostat.core.probe import Outputs
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
@@ -284,10 +285,11 @@ def calibrate(
         for step, batch in enumerate(shifted.batches(window)):
             if step < trial and not isinstance(candidate, Online):
                 continue
-            out = shadow(candidate, batch.replace(y=None))
+            there = batch.replace(y=None).to(device_of(model))
+            out = shadow(candidate, there)
             if step >= trial:
                 if (number, step) not in memo:
-                    memo[number, step] = sensor(batch)
+                    memo[number, step] = sensor(batch, there.x)
                 frozen = memo[number, step]
                 seen.append(Signs.of(out, frozen, normal))
                 right += share_right(out, batch.labels) - share_right(frozen.logits, batch.labels)

@@ -21,6 +21,7 @@ from homeostat.core.fork import fork, unwrap
 from homeostat.core.intake import as_data
 from homeostat.core.method import Remedy, Shift
 from homeostat.core.online import Online
+from homeostat.core.place import HOME, check_device, device_of, placed
 from homeostat.core.probe import Outputs
 from homeostat.core.run import Run
 from homeostat.core.save import content_hash
@@ -49,7 +50,8 @@ class Loop:
         store: folder of the journal and checkpoints. An existing one is resumed.
         simulate: shifts on which candidates' estimates are calibrated; without them only labels can commit.
         plan: how the loop works.
-        run: seed, watcher, and `scratch` for caches (default: inside the store).
+        run: seed, watcher, `scratch` for caches (default: inside the store), and `device` for the networks (default:
+            where the given one lies). Windows and labels may lie anywhere; answers come on the CPU.
 
     Attributes:
         frozen: the network as deployed, a fork of the given one.
@@ -59,7 +61,7 @@ class Loop:
         MissingPart: there are no labelled data from before.
         StoreError: another process holds the store, or it was begun with another network.
         ModelError, NonFiniteError: the network is not a classifier, adapts already, or is not sound.
-        InputError: data from before do not fit the network, or are fewer than 50 samples.
+        InputError: data from before do not fit the network, or are fewer than 50 samples; or there is no such device.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class Loop:
     ):
         if not isinstance(world.task, Classify):
             raise ModelError(f"the loop serves classifiers; the world's task is {type(world.task).__name__}")
-        self.frozen = fork(unwrap(model)).eval()
+        check_device(run.device)
+        self.frozen = placed(fork(unwrap(model)).eval(), run.device)
         check_weights(self.frozen)
         if any(isinstance(module, Online) for module in self.frozen.modules()):
             raise ModelError("the model adapts while it serves; give the plain network, and its method as a remedy")
@@ -91,7 +94,7 @@ class Loop:
         self._rows: list[Row] = []
         self._late: list[tuple[Tensor, Tensor, int | None]] = []
         self.seen: Outputs | None = None
-        self._now: tuple[Batch, Tensor, str, float, Outputs | None] | None = None
+        self._now: tuple[Batch, Batch, Tensor, str, float, Outputs | None] | None = None
         try:
             self.repertoire = Repertoire(remedies, self.sensor, world, data, before, simulate, plan, self.setup)
             self.controller = Controller(self.frozen, before, self.repertoire, plan, self.setup, self._say)
@@ -124,10 +127,20 @@ class Loop:
             right = round(1 - self.controller.error_before, 6)
             said = {"served": "source", "accuracy_before": right, "plan": self.plan.to_config()}
             self.store.write([Row(0, "start", said, name)])
+        self._note_device()
+
+    def _note_device(self) -> None:
+        """A row where networks lie elsewhere than so far: numbers may then differ in their last digits."""
+        earlier = list(self.store.rows("device"))
+        was, now = earlier[-1].content["to"] if earlier else str(HOME), str(device_of(self.frozen) or HOME)
+        if now != was:
+            # The number tells rows apart: one that equals an earlier one is not written again.
+            self.store.write([Row(self.progress.at, "device", {"from": was, "to": now, "number": len(earlier) + 1})])
 
     def _resume(self, row: Row) -> None:
-        state = self.store.load(str(row.checkpoint), base=self.frozen)
+        state = self.store.load(str(row.checkpoint), base=self.frozen, device=HOME)
         assert isinstance(state, LoopState)
+        state.served, state.shadows = (placed(m, device_of(self.frozen)) for m in (state.served, state.shadows))
         made = self.controller
         made.state, made.progress = state, Progress.from_dict(row.content)
         made.recent = state.recent(made.progress.recent, self.repertoire.before.fetch(torch.arange(1)).x)
@@ -162,7 +175,7 @@ class Loop:
     # -- serve
 
     def predict(self, batch: Batch | Any) -> Tensor:
-        """Serve a window: predictions at once, from the served model; an online one learns from the inputs.
+        """Serve a window: predictions at once, from the served model, on the CPU; an online one learns from the inputs.
 
         Should the served model fail, or give NaN or infinity, the frozen network's predictions are served instead, and
         `learn` rolls back.
@@ -178,15 +191,16 @@ class Loop:
         if made.y is not None:
             check_labels(made.labels, self.classes, "y", (len(made),))
         began, seen, failed = time.perf_counter(), None, ""
+        there = made.replace(y=None).to(device_of(self.frozen))
         if self.progress.served == "source":
-            seen = self.sensor(made)
+            seen = self.sensor(made, there.x)
             out: Tensor | None = seen.logits
         else:
-            out, failed, _ = attempt(self.state.served, made)
+            out, failed, _ = attempt(self.state.served, there)
         if out is None:
-            seen = self.sensor(made)
+            seen = self.sensor(made, there.x)
             out = seen.logits
-        self._now = (made, out, failed, 1000 * (time.perf_counter() - began), seen)
+        self._now = (made, there, out, failed, 1000 * (time.perf_counter() - began), seen)
         return out
 
     def step(self, batch: Batch | Any) -> Tensor:
@@ -207,7 +221,7 @@ class Loop:
         Raises:
             InputError: labels are out of range, or not as many as ids.
         """
-        given, numbers = torch.as_tensor(labels), torch.as_tensor(ids)
+        given, numbers = torch.as_tensor(labels, device=HOME), torch.as_tensor(ids, device=HOME)
         if numbers.ndim != 1 or numbers.is_floating_point():
             raise InputError(f"ids are one integer a sample; got {numbers.dtype} {tuple(numbers.shape)}")
         check_labels(given, self.classes, "labels", (len(numbers),))
@@ -222,13 +236,13 @@ class Loop:
         """
         if self._now is None:
             raise InputError("there is no served window to learn from; call predict first")
-        (made, out, failed, ms, seen), self._now = self._now, None
+        (made, there, out, failed, ms, seen), self._now = self._now, None
         labels = made.y if isinstance(made.y, Tensor) else torch.full((len(made),), UNKNOWN)
-        seen = self.sensor(made) if seen is None else seen
+        seen = self.sensor(made, there.x) if seen is None else seen
         late, self._late = self._late, []
         self.seen = seen
-        batch = made.replace(y=labels.cpu().long(), meta={})
-        self.controller.turn(Window(batch, out, seen, failed, ms, late))
+        batch = made.replace(y=labels.long(), meta={}).to(HOME)
+        self.controller.turn(Window(batch, there.replace(meta={}), out, seen, failed, ms, late))
         kinds = {row.kind for row in self._rows}
         if self.progress.at % self.plan.snapshot == 0 or kinds & set(SWITCHES):
             self.snapshot()

@@ -33,6 +33,7 @@ from torch import nn
 from homeostat.core import spec
 from homeostat.core.errors import HomeostatError, MissingPart, SpecError, UnknownName, nearest
 from homeostat.core.part import Part
+from homeostat.core.place import placed
 from homeostat.core.run import Run
 from homeostat.core.save import fill
 from homeostat.core.spec import Spec
@@ -77,7 +78,7 @@ class Network(Spec):
         """The network, in evaluation mode.
 
         Args:
-            run: seed of the training, and a scratch folder where what was trained is found again.
+            run: seed and device of the training, and a scratch folder where what was trained is found again.
 
         Raises:
             MissingPart: weights or data are not there. CheckpointError: the weights do not fit.
@@ -92,6 +93,7 @@ class Network(Spec):
             fill(net, {name: tensor.clone() for name, tensor in Weights(path).items()}, str(path))
         if self.mean:
             net = Normalized(net, self.mean, self.std)
+        net = placed(net, run.device)
         if self.data is not None:
             net = Fit(recipe=self.recipe)(net, World(source=self.data.read()), run=run)
         return net.eval()

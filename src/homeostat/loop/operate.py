@@ -20,7 +20,7 @@ from homeostat.loop.record import check_store, journal_url, record, serving, win
 if TYPE_CHECKING:
     from torch import nn
 
-EVENTS = ("start", "alarm", "propose", "decision", "commit", "rollback", "keep")
+EVENTS = ("start", "device", "alarm", "propose", "decision", "commit", "rollback", "keep")
 """Kinds of row that tell what happened. `window` and `snapshot` come besides, as a matter of course."""
 DEPLOYED = "the network as deployed"
 
@@ -134,6 +134,8 @@ def in_short(row: Row) -> str:
 
     if row.kind == "start":
         return f"begun; {DEPLOYED} was right on {said.get('accuracy_before', 0):.1%} of the data from before"
+    if row.kind == "device":
+        return f"the networks lie on {said.get('to', '')} from here on, before on {said.get('from', '')}"
     if row.kind == "alarm":
         again = "the last one's cause is still there: " if said.get("again") else ""
         looks = f"; diagnosis: {said['shift']}" if said.get("shift") else ""

@@ -17,7 +17,10 @@ from homeostat.loop.verify import Paired
 
 
 class LoopState(Part):
-    """The tensors: served model, candidates in shadow, and in `carry` the monitor and the recent windows."""
+    """The tensors: served model, candidates in shadow, and in `carry` the monitor and the recent windows.
+
+    The models lie on the device of the run, what the loop remembers on the CPU.
+    """
 
     def __init__(self, served: nn.Module, shadows: nn.Module | None = None):
         super().__init__()

@@ -16,11 +16,13 @@ from homeostat.core.errors import HomeostatError, InputError, MissingPart, NonFi
 from homeostat.core.fork import fork
 from homeostat.core.method import Kind, Remedy, Shift
 from homeostat.core.online import Online
+from homeostat.core.place import HOME, device_of, home, there
 from homeostat.core.probe import Outputs, Probe, measure
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
 from homeostat.core.save import content_hash
 from homeostat.core.trace import Trace
+from homeostat.core.tree import leaves
 from homeostat.core.world import World
 from homeostat.loop.estimate import Estimate, Normal, Rehearsal, Same, Unknown, calibrate, kinds_of_shift
 from homeostat.loop.plan import Plan
@@ -156,6 +158,7 @@ class Repertoire:
         One that comes out with the content hash `served` is left out.
         """
         world, run = self._world(recent), self.run.replace(seed=self.run.seed_for("trial", step))
+        replayed = [batch.replace(y=None).to(device_of(self.frozen)) for batch in recent]
         trials, models = list[Trial](), list[nn.Module]()
         for trial in map(Trial, names):
             made: nn.Module = nn.Identity()
@@ -163,8 +166,8 @@ class Repertoire:
                 made = fork(self.frozen)
                 if trial.name != "source":
                     made = self.remedies[trial.name](self.frozen, world, kit=self.kits[trial.name], run=run)
-                for batch in recent if isinstance(made, Online) else ():
-                    shadow(made, batch.replace(y=None))
+                for batch in replayed if isinstance(made, Online) else ():
+                    shadow(made, batch)
             except FAILURES as error:
                 trial.refused = f"it failed: {error}"
             if trial.refused or content_hash(made) != served:
@@ -212,7 +215,7 @@ class Repertoire:
         total, count = 0.0, len(self._checked)
         with torch.no_grad():
             for batch in self.before[:count].batches(self.plan.window):
-                total += share_right(model(batch.x), batch.labels) * len(batch)
+                total += share_right(home(model(there(batch.x, model))), home(batch.labels)) * len(batch)
         return self._right_before - total / count
 
     def _world(self, recent: Sequence[Batch]) -> World:
@@ -237,6 +240,11 @@ def _likely(kinds: Mapping[str, float]) -> frozenset[str]:
 def labelled_before(world: World) -> Data:
     """The samples from before whose label is known: of `calibration`, or of `source` where there is none."""
     before = world.calibration if world.calibration is not None else world.source
+    first = None if before is None else next(leaves(before.fetch(torch.arange(min(1, len(before)))).x))
+    if first is not None and first.device != HOME:
+        raise InputError(
+            f"data from before lie on {first.device}; give them on the CPU: batches go where the network lies"
+        )
     known = before.all_labels() != UNKNOWN if before is not None and before.has_labels() else torch.zeros(0)
     if before is None or not bool(known.any()):
         raise MissingPart("the loop needs labelled data from before: World(source=(x, y)) or calibration=(x, y)")

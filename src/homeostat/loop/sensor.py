@@ -11,12 +11,14 @@ from homeostat.core.data import Batch, Data
 from homeostat.core.errors import CheckpointError, InputError, ModelError, NonFiniteError
 from homeostat.core.online import Bag
 from homeostat.core.part import recipe
+from homeostat.core.place import HOME, there
 from homeostat.core.probe import Outputs
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
 from homeostat.core.spec import digest
 from homeostat.core.taps import head, tapped
 from homeostat.core.task import Task
+from homeostat.core.tree import Tree
 from homeostat.core.weights import fingerprint
 
 WIDEST = 4096
@@ -41,32 +43,37 @@ class Sensor:
         except ModelError:
             self.layer = None
 
-    def __call__(self, batch: Batch, model: nn.Module | None = None) -> Outputs:
-        """Outputs of the frozen network, or of a `model` that is one with it.
+    def __call__(self, batch: Batch, x: Tree | None = None) -> Outputs:
+        """Outputs of the frozen network, on the CPU.
+
+        Args:
+            batch: a window.
+            x: its inputs where the network lies, if they are there already.
 
         Raises:
             InputError: the network cannot take these inputs. NonFiniteError: it gives NaN or infinity for them.
         """
-        net, features = self.frozen if model is None else model, None
+        net, features = self.frozen, None
+        x = there(batch.x, net) if x is None else x
         try:
             with torch.no_grad():
                 if self.layer is None:
-                    out = net(batch.x)
+                    out = net(x)
                 else:
-                    out, features = tapped(net, batch.x, net, self.layer)
+                    out, features = tapped(net, x, net, self.layer)
         except ModelError:
             # The last linear layer is there and takes no part: the outputs alone are looked at.
             self.layer = None
-            return self(batch, model)
+            return self(batch, x)
         except RuntimeError as error:
             raise InputError(f"the network cannot take these inputs: {str(error).splitlines()[0]}") from None
         self.task.check(out, None)
-        assert isinstance(out, Tensor)
-        if not bool(torch.isfinite(out).all()):
-            raise NonFiniteError("the network as deployed gives NaN or infinity for these inputs; look at their range")
         if features is not None and (features.shape[0] != len(batch) or features.shape[1] > WIDEST):
             features = None
-        return Outputs(out, batch.y, batch.id, features=features, task=self.task)
+        seen = Outputs(out, batch.y, batch.id, features=features, task=self.task).to(HOME)
+        if not bool(torch.isfinite(seen.logits).all()):
+            raise NonFiniteError("the network as deployed gives NaN or infinity for these inputs; look at their range")
+        return seen
 
     def read_kept(self, data: Data, name: str, run: Run) -> Outputs:
         """`read` for labelled data, or what it gave before, from `run.scratch`; what is large is not kept there.

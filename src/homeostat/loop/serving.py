@@ -56,13 +56,20 @@ class Served:
     alerts: str = ""
 
 
-def serve(deployment: Deployment, *, watch: Callable[[Event], None] = ignore, fresh: bool = False) -> Served:
+def serve(
+    deployment: Deployment,
+    *,
+    watch: Callable[[Event], None] = ignore,
+    fresh: bool = False,
+    device: str | None = None,
+) -> Served:
     """Follow a deployment's stream from where its store stands to its end, and write the report.
 
     Args:
         deployment: see `read_deployment`.
         watch: is told of progress and of what happens.
         fresh: begin anew; a store that is there is set aside as `STORE.1`, `STORE.2`, ...
+        device: where the networks go, such as `"cuda"`; default, the CPU.
 
     Raises:
         StoreError: the store is of another deployment, or another process serves from it.
@@ -79,7 +86,7 @@ def serve(deployment: Deployment, *, watch: Callable[[Event], None] = ignore, fr
             watch(event)
 
         try:
-            windows = _follow(deployment, tell, fresh, judged)
+            windows = _follow(deployment, tell, fresh, device, judged)
         except Exception as error:
             at = windows_served(folder) if isinstance(error, HomeostatError) else 0
             alerts(Event("failure", at, values={"text": f"the loop stopped: {error}"}))
@@ -94,8 +101,10 @@ def serve(deployment: Deployment, *, watch: Callable[[Event], None] = ignore, fr
     return Served(status(folder), write_report(folder), windows, accuracy, frozen, "; ".join(lost))
 
 
-def _follow(deployment: Deployment, watch: Callable[[Event], None], fresh: bool, judged: Judged) -> int:
-    loop, stream = deploy(deployment, watch=watch, fresh=fresh)
+def _follow(
+    deployment: Deployment, watch: Callable[[Event], None], fresh: bool, device: str | None, judged: Judged
+) -> int:
+    loop, stream = deploy(deployment, watch=watch, fresh=fresh, device=device)
     with loop:
         began = loop.progress.at
         judged.add(loop.run(stream, labels=deployment.labels, delay=deployment.delay))

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
+import torch
 from torch import nn
 
 from homeostat.core.errors import CheckpointError, InputError, StoreError
@@ -104,8 +105,8 @@ class Store:
             raise StoreError(f"checkpoint {name[:12]} cannot be written: {error}") from None
         return name
 
-    def load(self, name: str, base: nn.Module | None = None) -> nn.Module:
-        """Read the checkpoint of this hash and verify it.
+    def load(self, name: str, base: nn.Module | None = None, device: torch.device | None = None) -> nn.Module:
+        """Read the checkpoint of this hash and verify it; see `core.save.load`.
 
         Raises:
             CheckpointError: it is missing or was changed.
@@ -113,7 +114,7 @@ class Store:
         target = self.path / "checkpoints" / name
         if not target.exists():
             raise CheckpointError(f"checkpoint {name[:12]} is missing from {self.path}; the journal names it")
-        found = load(target, base, verify=True)
+        found = load(target, base, device=device, verify=True)
         if (held := read_note(target)["hash"]) != name:
             raise CheckpointError(f"checkpoint {name[:12]} of {self.path} holds another one, with hash {held[:12]}")
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from homeostat.core.data import UNKNOWN, Batch, Data, revealed
 from homeostat.core.errors import InputError
+from homeostat.core.memory import peak
+from homeostat.core.place import home
 from homeostat.core.reading import Reading
 from homeostat.core.task import check_labels
 from homeostat.core.trace import Entry, Trace
@@ -30,7 +31,7 @@ def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
     entries, total = list[Entry](), -(-len(stream) // size)
     for batch in stream.batches(size, start=loop.progress.at * size):
         step, served = loop.progress.at, loop.progress.served
-        shown = torch.full((len(batch),), UNKNOWN)
+        shown, truth = torch.full((len(batch),), UNKNOWN), None if batch.y is None else home(batch.labels)
         if batch.y is not None and delay == 0:
             shown = _revealed(loop, batch, step, labels)
         elif batch.y is not None and step >= delay:
@@ -40,16 +41,16 @@ def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
         began = time.perf_counter()
         out = loop.step(batch.replace(y=shown))
         readings = [Reading("seconds", time.perf_counter() - began, unit="s", better="lower")]
-        if batch.y is not None and bool((known := batch.labels != UNKNOWN).any()):
+        if truth is not None and bool((known := truth != UNKNOWN).any()):
             assert loop.seen is not None
             for name, logits in (("accuracy", out), ("frozen", loop.seen.logits)):
-                value = share_right(logits[known], batch.labels[known])
+                value = share_right(logits[known], truth[known])
                 readings.append(Reading(name, value, unit="fraction", better="higher"))
             for name, logits in loop.controller.tried.items():
-                value = share_right(logits[known], batch.labels[known])
+                value = share_right(logits[known], truth[known])
                 readings.append(Reading(TRIED + name, value, unit="fraction", better="higher"))
-        if (memory := peak_memory()) is not None:
-            readings.append(Reading("memory", memory, unit="MiB", better="lower"))
+        if (memory := peak()) is not None:
+            readings.append(Reading("memory", round(memory / 2**20, 1), unit="MiB", better="lower"))
         where = str(int(batch.meta["phase"][0])) if "phase" in batch.meta else ""
         entries.append(Entry(step, served, where, tuple(readings)))
         seen = {reading.name: reading.value for reading in readings}
@@ -58,15 +59,6 @@ def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
     return Trace(tuple(entries))
 
 
-def peak_memory() -> float | None:
-    """Most memory that this process ever held, in MiB; None where the system does not say it in `/proc`."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
-    except (OSError, StopIteration, ValueError):
-        return None
-
-
 def _revealed(loop: Loop, batch: Batch, step: int, labels: int) -> Tensor:
     check_labels(batch.labels, loop.classes, "stream.y", (len(batch),))
-    return revealed(batch.labels, labels, loop.setup.rng("labels", step))
+    return revealed(home(batch.labels), labels, loop.setup.rng("labels", step))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from homeostat.core.data import Batch
 from homeostat.core.errors import HomeostatError
 from homeostat.core.online import Online
+from homeostat.core.place import device_of, home
 
 FAILURES = (HomeostatError, RuntimeError)
 """What a candidate may raise without taking the loop down: our errors, and those of PyTorch's operations."""
@@ -78,11 +79,12 @@ def effective_classes(logits: Tensor) -> float:
 
 
 def shadow(model: nn.Module, batch: Batch) -> Tensor:
-    """A candidate's logits for a window: an `Online` observes it, any other model only predicts."""
+    """A candidate's logits for a window, on the CPU: an `Online` observes it, any other model only predicts."""
+    batch = batch.to(device_of(model))
     if isinstance(model, Online):
-        return model.observe(batch)  # type: ignore[return-value]
+        return home(model.observe(batch))  # type: ignore[return-value]
     with torch.no_grad():
-        return model(batch.x)
+        return home(model(batch.x))
 
 
 def attempt(model: nn.Module, batch: Batch) -> tuple[Tensor | None, str, float]:

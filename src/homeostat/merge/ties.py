@@ -74,12 +74,12 @@ def merge_ties(
     merged: dict[str, Tensor] = {}
     for final in (False, True):
         # The sign of all elected signs together is needed for the entries whose vote is even.
-        votes = torch.zeros((), dtype=torch.float64)
+        votes = 0.0
         for name in names:
             trimmed = [_trim(_delta(base, d, name), cut[name], ties) for d, cut in zip(donors, cuts, strict=True)]
             sign = torch.stack(trimmed).sum(0).sign()
             if not final:
-                votes += sign.sum(dtype=torch.float64)
+                votes += float(sign.sum(dtype=torch.float64))
                 continue
             sign = torch.where(sign == 0, majority, sign)  # type: ignore[arg-type]
             total, count = torch.zeros_like(sign), torch.zeros_like(sign)
@@ -89,13 +89,13 @@ def merge_ties(
                 count += agrees
             wide = base[name].to(total.dtype) + scale * total / count.clamp(min=1)
             merged[name] = wide.to(base[name].dtype)
-        majority = votes.sign().float()
+        majority = torch.tensor(votes).sign()
     return merged
 
 
 def _delta(base: Mapping[str, Tensor], donor: Mapping[str, Tensor], name: str) -> Tensor:
     wide = torch.promote_types(base[name].dtype, torch.float32)
-    return donor[name].to(wide) - base[name].to(wide)
+    return donor[name].to(base[name].device, wide) - base[name].to(wide)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from homeostat.core.errors import InputError, MissingExtra
 from homeostat.core.part import Part
+from homeostat.core.place import there
 from homeostat.nn.blocks import at_least_one, check_tokens, start
 from homeostat.nn.transformers_models import check_inputs, read_quietly, transformers_library
 
@@ -88,15 +89,14 @@ class MiniLM(Part):
             raise InputError("embed wants a list of at least one text")
         made = self.tokenizer() if tokenizer is None else tokenizer
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        device = next(self.parameters()).device
         parts = []
         for low in range(0, len(order), size):
             some = [texts[i] for i in order[low : low + size]]
             tokens: Mapping[str, Tensor] = made(
                 some, padding=True, truncation=True, max_length=256, return_tensors="pt", return_token_type_ids=False
             )
-            parts.append(self({name: value.to(device) for name, value in tokens.items()}))
-        return torch.cat(parts)[torch.tensor(order).argsort().to(device)]
+            parts.append(self(there(dict(tokens), self)))
+        return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
 def _folder() -> Path:

@@ -27,6 +27,7 @@ from torch.optim.sgd import sgd
 
 from homeostat.core.errors import NonFiniteError
 from homeostat.core.online import Bag
+from homeostat.core.place import HOME
 from homeostat.core.spec import Fraction, NonNegative, Positive, Spec
 
 Beta = Annotated[float, at.Ge(0), at.Lt(1)]
@@ -75,6 +76,13 @@ def _zeros(parameters: Mapping[str, Tensor], state: Bag, prefix: str, *kinds: st
     state[f"{prefix}.step"] = torch.zeros(len(parameters))
 
 
+def _steps(state: Bag, prefix: str) -> Tensor:
+    """How many steps each parameter has made: on the CPU, as in PyTorch, where reading them waits for nothing."""
+    name = f"{prefix}.step"
+    state[name] = state[name].to(HOME)
+    return state[name]
+
+
 def _lists(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return list(parameters.values()), [gradients[name] for name in parameters]
 
@@ -100,7 +108,7 @@ class SGD(Optimizer):
 
     def update(self, parameters, gradients, state, prefix="optimizer", scale=1.0) -> None:
         params, grads = _lists(parameters, gradients)
-        step = state[f"{prefix}.step"]
+        step = _steps(state, prefix)
         velocity = state.under(f"{prefix}.velocity")
         first = bool((step == 0).all())
         # PyTorch starts the velocity at the gradient itself; a None buffer tells it so.
@@ -148,7 +156,7 @@ class Adam(Optimizer):
         with torch.no_grad():
             step: Any = adamw if self.decoupled else adam
             step(
-                params, grads, *moments, largest, list(state[f"{prefix}.step"].unbind()), foreach=len(params) > 1,
+                params, grads, *moments, largest, list(_steps(state, prefix).unbind()), foreach=len(params) > 1,
                 amsgrad=self.amsgrad, beta1=self.betas[0], beta2=self.betas[1], lr=self.lr * scale,
                 weight_decay=self.weight_decay, eps=self.eps, maximize=False,
             )  # fmt: skip

@@ -197,7 +197,7 @@ class ChangePoint(Probe):
     """Smallest P(later > earlier) - 1/2 that counts, in either direction."""
 
     def measure(self, outputs: Outputs, world: World, kit: Any, run: Run) -> Reading:
-        p = logits(outputs, "ChangePoint").softmax(1).double()
+        p = logits(outputs, "ChangePoint").softmax(1).double().cpu()
         enough(len(p), 2 * self.window, "ChangePoint", f"samples for two windows of {self.window}")
         score = torch.special.entr(p).sum(1) if self.on == "entropy" else p.amax(1)
         windows = ranks(score).tensor_split(len(p) // self.window)

@@ -121,8 +121,10 @@ def _steps(reference: Tensor, window: Tensor) -> Tensor:
 
 def sorted_rows(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     """Each row in rising order."""
+    if x.device.type != "cpu":
+        return x.contiguous().sort(1).values
     # NumPy's vectorised sort is several times faster than PyTorch's on a processor.
-    return torch.from_numpy(np.sort(np.ascontiguousarray(x.numpy()), 1)) if x.device.type == "cpu" else x.sort(1).values
+    return torch.from_numpy(np.sort(np.ascontiguousarray(x.numpy()), 1))
 
 
 def ks_p_values(distance: Float[Tensor, " columns"], m: int, n: int) -> Float[Tensor, " columns"]:

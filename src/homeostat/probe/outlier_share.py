@@ -235,7 +235,7 @@ class FittedDetector(Part):
         if self._made is None:
             made = detector(self.steps, self.settings, self.seed)
             try:
-                made.fit(self.rows["fit"].double().numpy())
+                made.fit(self.rows["fit"].double().cpu().numpy())
             except ValueError as error:
                 raise InputError(f"{self.steps[-1]} cannot be fitted to source.x: {_first(error)}") from None
             self._made = made
@@ -243,7 +243,7 @@ class FittedDetector(Part):
 
     def scores(self, x: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
         """Scores, larger for what is less like the source."""
-        made, rows = self.fitted(), x.double().numpy()
+        made, rows = self.fitted(), x.double().cpu().numpy()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             said = made.score_samples(rows) if hasattr(made, "score_samples") else made.decision_function(rows)

@@ -32,6 +32,7 @@ from homeostat.core.data import Data, Tensors, floating, join
 from homeostat.core.errors import MissingPart
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.method import Card, Shift
+from homeostat.core.place import there
 from homeostat.core.random import Draw
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, NonNegative
@@ -113,13 +114,14 @@ class PGD(Shift):
             return data
         net, attacked = fork(unwrap(model)).eval().requires_grad_(False), []
         for piece in data.batches(self.batch):
-            x = floating(piece.x, "PGD")
+            came = floating(piece.x, "PGD")
+            x, truth = there((came, piece.labels), net)
 
-            def loss(x: Tensor, y: Tensor = piece.labels) -> Tensor:
+            def loss(x: Tensor, y: Tensor = truth) -> Tensor:
                 return F.cross_entropy(net(x), y, reduction="none")
 
             start = random_start(x, run.draw(piece.id, "pgd"), self.eps, self.norm) if self.start else x
             found = ascend(loss, x, start, self.eps, self.step * self.eps, self.steps, self.norm)
-            attacked.append(piece.replace(x=found))
+            attacked.append(piece.replace(x=found.to(came.device)))
         whole = join(attacked)
         return Tensors(whole.x, whole.y, whole.id, whole.meta)

@@ -36,6 +36,7 @@ from homeostat.core.data import UNKNOWN, Data, Tensors, floating, join
 from homeostat.core.errors import MissingPart
 from homeostat.core.fork import unwrap
 from homeostat.core.method import Card, Shift
+from homeostat.core.place import there
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction, NonNegative
 from homeostat.nn.norms import batch_statistics
@@ -72,18 +73,19 @@ class BatchPoisoning(Shift):
             raise MissingPart("BatchPoisoning climbs the loss of the true labels, and these data have none")
         net, poisoned = batch_statistics(unwrap(model)).eval().requires_grad_(False), []
         for number, batch in enumerate(data.batches(self.size)):
-            x, count = floating(batch.x, "BatchPoisoning"), int(self.share * len(batch))
-            bad = torch.randperm(len(batch), generator=run.rng("poison", number))[:count]
-            good = torch.ones(len(batch), dtype=torch.bool)
+            came, count = floating(batch.x, "BatchPoisoning"), int(self.share * len(batch))
+            drawn = torch.randperm(len(batch), generator=run.rng("poison", number))[:count]
+            x, truth, bad = there((came, batch.labels, drawn), net)
+            good = torch.ones(len(batch), dtype=torch.bool, device=x.device)
             good[bad] = False
 
-            def loss(moved: Tensor, x: Tensor = x, bad: Tensor = bad, good: Tensor = good, y=batch.labels) -> Tensor:
+            def loss(moved: Tensor, x: Tensor = x, bad: Tensor = bad, good: Tensor = good, y=truth) -> Tensor:
                 return F.cross_entropy(net(x.index_copy(0, bad, moved))[good], y[good], reduction="none")
 
-            changed, labels = x.clone(), batch.labels.clone()
+            changed, labels = x.clone(), truth.clone()
             if count and self.eps and bool(good.any()):
                 changed[bad] = ascend(loss, x[bad], x[bad], self.eps, self.step * self.eps, self.steps, "inf")
             labels[bad] = UNKNOWN
-            poisoned.append(batch.replace(x=changed, y=labels))
+            poisoned.append(batch.replace(x=changed.to(came.device), y=labels.to(batch.labels.device)))
         whole = join(poisoned)
         return Tensors(whole.x, whole.y, whole.id, whole.meta)

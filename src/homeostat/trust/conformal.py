@@ -51,6 +51,7 @@ from homeostat.core.fork import fork
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Bag
 from homeostat.core.part import Part
+from homeostat.core.place import there
 from homeostat.core.random import Draw, seed_for
 from homeostat.core.reading import Reading
 from homeostat.core.run import Run
@@ -222,7 +223,7 @@ class Conformal(Remedy):
         seed = run.seed_for("conformal", "calibration")
         parts = [batch[low : low + 256] for low in range(0, len(batch), 256)]
         with torch.no_grad():
-            found = [true_class(_scores(self, net, p.x, Draw(seed, p.id)), p.labels) for p in parts]
+            found = [true_class(_scores(self, net, there(p.x, net), Draw(seed, p.id)), p.labels) for p in parts]
         return Bag({"scores": torch.cat(found)})
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:

@@ -65,6 +65,7 @@ from homeostat.core.errors import InputError, SpecError
 from homeostat.core.fork import fork
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Bag
+from homeostat.core.place import there
 from homeostat.core.random import Draw, seed_for
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction, Index, NonNegative, Positive, Spec
@@ -187,7 +188,7 @@ def _moments(
     check_finite(x, "x")
     pieces = zip(x.split(_IMAGES), batch.id.split(_IMAGES), strict=True)
     with torch.no_grad():
-        found = [_piece(method, net, part, Draw(seed, ids), draws, transform) for part, ids in pieces]
+        found = [_piece(method, net, there(part, net), Draw(seed, ids), draws, transform) for part, ids in pieces]
     return torch.cat([mean for mean, _ in found]), torch.cat([variance for _, variance in found])
 
 
