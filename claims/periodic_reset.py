@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import nn
 
 from homeostat.adapt import BatchNormBlend, PeriodicReset, Tent
-from homeostat.bench import claim
 from homeostat.core.data import Data
 from homeostat.core.probe import prequential
 from homeostat.core.run import Run
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Cosine, Recipe
 from homeostat.loop.network import Network
 from homeostat.nn.optimizers import SGD

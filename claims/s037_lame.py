@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import nn
 
 from homeostat.adapt import LAME, Tent
-from homeostat.bench import claim
 from homeostat.core.data import Data
 from homeostat.core.probe import prequential
 from homeostat.core.run import Run
 from homeostat.data import CIFAR10
+from homeostat.evidence import claim
 from homeostat.nn.resnet import cifar_resnet
 from homeostat.shift import Clean, CorrelatedOrder, Corrupt
 

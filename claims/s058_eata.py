@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from homeostat.adapt import EATA, BatchNormBlend, Tent
-from homeostat.bench import claim
 from homeostat.core.data import Data
 from homeostat.core.online import Online
 from homeostat.core.probe import outputs
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.data import CIFAR10
+from homeostat.evidence import claim
 from homeostat.nn.resnet import cifar_resnet
 from homeostat.shift import Corrupt, Phases
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from homeostat.adapt import BatchNormBlend, CoTTA, Tent
-from homeostat.bench import claim
 from homeostat.core.data import Data
 from homeostat.core.method import Remedy
 from homeostat.core.probe import prequential
 from homeostat.core.run import Run
 from homeostat.data import CIFAR10, FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Cosine, Recipe
 from homeostat.loop.network import Network
 from homeostat.nn.optimizers import SGD

@@ -84,7 +84,7 @@ ABOUT = """# The harm table
 The loop promises to do no harm: on streams that were declared before, over 5 seeds, the lower 95 % bound of served
 minus frozen accuracy is above -1 point on every phase; and then to come as near as possible to the best remedy chosen
 in hindsight. This page says how far that holds. It is written by `make harm` from `harm/streams.yaml`, which was
-committed before any of its numbers were seen, and `harm/networks.py`.
+committed before any of its numbers were seen, and `harm/suites.py`.
 
 The estimates and their rehearsals were worked out on other networks and corruptions. Three things were changed after
 first looks at seeds 0 and 1 of these very streams, so that the numbers flatter them a little: at an alarm, what is
@@ -111,10 +111,10 @@ varies.
 
 def page(cells: Sequence[Cell]) -> str:
     """docs/harm.md."""
-    from harm.networks import PROBLEMS
+    from harm.suites import NETWORKS
 
     seeds, networks = len({cell["seed"] for cell in cells}), {cell["network"] for cell in cells}
-    absent = [name for name in PROBLEMS if name not in networks]
+    absent = [name for name in NETWORKS if name not in networks]
     minutes = sum(cell["seconds"] for cell in cells) / 60
     told = (
         f"{seeds} seeds; {minutes:.0f} minutes of CPU time, and so {minutes / 2:.0f} on two cores that do nothing else."

@@ -5,6 +5,7 @@ from . import (
     continual as continual,
     curate as curate,
     data as data,
+    evidence as evidence,
     fit as fit,
     integrate as integrate,
     loop as loop,

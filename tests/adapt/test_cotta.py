@@ -59,6 +59,7 @@ class Slow:
         ({"threshold": "median", "optimizer": SGD(lr=0.01)}, lambda p: torch.optim.SGD(p, 0.01, 0.9)),
     ],
 )
+@pytest.mark.exact("S094")
 def test_equals_three_networks_and_plain_loops(network, stream, batch_mode, kind, options, theirs, dtype, tolerance):
     net, batches = network(kind, dtype), stream(6, dtype=dtype)
     slow_net = batch_mode(copy.deepcopy(net))

@@ -87,6 +87,7 @@ def fisher_written_out(net: nn.Module, batches: list[Tensor], names: list[str]) 
 @pytest.mark.parametrize(
     ("alpha", "margin", "div"), [(50.0, 0.8, 0.95), (0.0, 0.8, 0.95), (1.0, 0.6, 1.0), (1.0, 0.02, 0.4)]
 )
+@pytest.mark.exact("S058")
 def test_equals_the_equations_sample_by_sample(network, stream, batch_mode, kind, alpha, margin, div, dtype, tolerance):
     net = network(kind, dtype)
     source = stream(1, 40, dtype, seed=9)[0]

@@ -62,6 +62,7 @@ def problem(n: int = 24, classes: int = 3, dtype: torch.dtype = torch.float64, s
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("affinity", ["rbf", "knn", "linear"])
 @pytest.mark.parametrize(("k", "lam", "symmetric"), [(5, 1.0, False), (3, 0.4, True)])
+@pytest.mark.exact("S037")
 def test_equals_the_definition_in_plain_loops(affinity, k, lam, symmetric, dtype, tolerance):
     p, features = problem(dtype=dtype)
     expected = torch.tensor(slow_lame(p, features, affinity, k, lam, symmetric), dtype=dtype)
@@ -69,6 +70,7 @@ def test_equals_the_definition_in_plain_loops(affinity, k, lam, symmetric, dtype
     assert found.dtype == dtype and torch.allclose(found.exp(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.exact("S037")
 def test_three_samples_worked_by_hand():
     """Two equal rows and an orthogonal one, linear affinity: W = [[1,1,0],[1,1,0],[0,0,1]], one step."""
     p = torch.tensor([[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]], dtype=torch.float64)

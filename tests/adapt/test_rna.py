@@ -80,6 +80,7 @@ def test_a_few_labels_tell_which_classes_are_common():
 
 
 @pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.exact("S249")
 def test_equals_the_two_passes_written_out(scale):
     net = dense_network()
     controller = randomised(RNAController(2, ("1", "4"), (8, 8), True, 4, scale, seed=3))

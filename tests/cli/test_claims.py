@@ -15,7 +15,7 @@ from homeostat.core.errors import HomeostatError
 FILE = """
 from __future__ import annotations
 import torch
-from homeostat.bench import claim
+from homeostat.evidence import claim
 
 def made(name, least, tier="a minute"):
     return claim("S001", says="a is above b.", ours="a", baseline="b", metric="score", least=least, tier=tier,
@@ -72,7 +72,7 @@ def test_check_catches_a_changed_number_and_fails(tmp_path):
     path = folder / "evidence" / "S001.json"
     said = json.loads(path.read_text())
     entry = said["claims"]["high"]
-    from homeostat.bench.evidence import judge
+    from homeostat.evidence.recorded import judge
 
     entry["arms"]["a"][2] += 0.001
     made = judge(entry["arms"]["a"], entry["arms"]["b"], "higher", 0.1)

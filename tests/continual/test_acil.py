@@ -36,6 +36,7 @@ def joint(head: AnalyticHead, data: Batch) -> torch.Tensor:
     st.lists(st.integers(1, 25), min_size=1, max_size=8),
     st.sampled_from(["gram", "recursive"]),
 )
+@pytest.mark.exact("S168")
 def test_weights_equal_joint_training_for_any_order_and_batch_sizes(order, sizes, form):
     data = stream()
     head = AnalyticHead(network(), expand=20, form=form)

@@ -240,3 +240,13 @@ def test_folded_corrections_give_plain_layers_with_the_same_outputs(tmp_path: Pa
     plain = fold(after)
     assert [type(m) for m in plain.modules()] == [type(m) for m in net.modules()]
     assert torch.allclose(plain(x), after(x), atol=1e-5)
+
+
+def test_processes_that_save_under_one_name_at_once_leave_a_whole_checkpoint(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    nets = [nn.Linear(3, 3) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(lambda net: [save(net, tmp_path / "net") for _ in range(15)][-1], nets))
+    assert content_hash(load(tmp_path / "net", base=nets[0])) in names
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".net.old")] == ["net"]

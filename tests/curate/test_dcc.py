@@ -46,6 +46,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
+@pytest.mark.exact("S174")
 def test_the_distance_of_two_hand_worked_matrices():
     real = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], dtype=torch.float64)
     other = torch.tensor([[0.0, 5.0], [0.0, 3.0], [-2.0, -2.0]], dtype=torch.float64)
@@ -53,6 +54,7 @@ def test_the_distance_of_two_hand_worked_matrices():
     assert float(gradient_distance([real], [0 * real])) == 3
 
 
+@pytest.mark.exact("S174")
 def test_the_distance_equals_loops_over_layers_and_rows():
     draw = torch.Generator().manual_seed(0)
     shapes = [(4, 3, 3, 3), (4,), (5, 7), (2, 3, 4)]
@@ -112,6 +114,7 @@ def test_the_loss_is_zero_and_flat_where_synthetic_images_are_the_real_ones(cont
 
 
 @pytest.mark.parametrize("contrast", [True, False])
+@pytest.mark.exact("S174")
 def test_two_steps_are_momentum_descent_of_the_loss_from_real_images(contrast):
     x, y = images(12, side=8), torch.arange(12) % 2
     run, real = Run(seed=4), [x[y == k] for k in (0, 1)]

@@ -42,6 +42,7 @@ integers = st.lists(st.integers(-4, 4), min_size=6, max_size=6)
 
 @settings(max_examples=60)
 @given(st.lists(integers, min_size=1, max_size=4), st.sampled_from([0.2, 0.5, 0.7, 1.0]), st.booleans())
+@pytest.mark.exact("S022")
 def test_equals_the_definition_entry_by_entry_with_many_equal_sizes(rows, density, keep_all):
     base = torch.zeros(6, dtype=torch.float64)
     donors = [torch.tensor(row, dtype=torch.float64) for row in rows]

@@ -55,6 +55,7 @@ def permuted(x: Tensor, column: int, seed: int = 0) -> Tensor:
 
 
 @given(st.integers(1, 6), st.integers(0, 999))
+@pytest.mark.exact("S290")
 def test_the_score_is_the_gradient_of_torchs_log_density(features, seed):
     mean, covariance = fitted(features, seed)
     x = torch.randn(5, features, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
@@ -97,6 +98,7 @@ def test_the_difference_is_zero_for_one_gaussian_symmetric_and_batched(features,
     torch.testing.assert_close(both[0], score_difference(*p, *q), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.exact("S290")
 def test_one_feature_with_a_moved_mean_is_worked_out_by_hand():
     one = torch.ones(1, 1, dtype=torch.float64)
     moved = score_difference(torch.zeros(1).double(), 2 * one, torch.ones(1).double(), 2 * one)

@@ -31,6 +31,7 @@ def rounds(chooser, scores: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
+@pytest.mark.exact("S001")
 def test_the_acquisition_equals_a_double_loop():
     generator = np.random.default_rng(0)
     optimistic, best = generator.random(7), generator.random(7)

@@ -33,6 +33,7 @@ def projection(point: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.7, 3.0])
+@pytest.mark.exact("S110")
 def test_soft_sort_is_the_projection_on_the_permutahedron(strength):
     draw = torch.Generator().manual_seed(0)
     for _ in range(8):
@@ -58,6 +59,7 @@ def test_the_gradient_of_the_soft_sort_is_that_of_finite_differences(strength):
     assert torch.autograd.gradcheck(lambda v: soft_sort(v, strength), (values,))
 
 
+@pytest.mark.exact("S110")
 def test_the_loss_equals_loops_over_samples_draws_and_classes():
     draw = torch.Generator().manual_seed(2)
     net = nn.Linear(3, 4, dtype=torch.float64)

@@ -59,6 +59,7 @@ def error(values: Tensor) -> float:
 
 @pytest.mark.parametrize("score", ["hps", "aps", "raps"])
 @pytest.mark.parametrize("ptt", [None, PTT(holdout=15, slope=9.0, bias=0.6)])
+@pytest.mark.exact("S110")
 def test_sets_equal_a_loop_over_images_draws_and_classes(score, ptt):
     draw = torch.Generator().manual_seed(0)
     net = linear(torch.randn(7, 3, generator=draw, dtype=torch.float64))
@@ -125,6 +126,7 @@ def test_calibration_scores_are_those_of_the_true_class():
     assert float((gap / spread).square().mean()) == pytest.approx(1, abs=0.6)
 
 
+@pytest.mark.exact("S110")
 def test_the_empirical_bernstein_bound_of_four_numbers():
     # 0, 1, 1, 0: variance 1/3; ln(2 / 0.5) = ln 4; sqrt(2/3 ln 4 / 4) + 7 ln 4 / 9
     wanted = math.sqrt(math.log(4) / 6) + 7 * math.log(4) / 9

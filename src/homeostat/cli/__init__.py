@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from homeostat.cli import catalogue, claims, files, methods, records, serving, trying
+from homeostat.cli import bench, catalogue, claims, files, methods, records, serving, trying
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -15,7 +15,7 @@ app = typer.Typer(
     "that you can put right, 130 when interrupted.",
 )  # fmt: skip
 
-_BEGIN, _SERVE, _TRY, _SHOW, _LOOK = "Begin", "Serve", "Try", "Show", "Look up"
+_BEGIN, _SERVE, _TRY, _COMPARE, _LOOK = "Begin", "Serve", "Try", "Compare", "Look up"
 app.command(rich_help_panel=_BEGIN)(serving.demo)
 app.command(rich_help_panel=_BEGIN)(files.init)
 app.command(rich_help_panel=_BEGIN)(files.convert)
@@ -35,8 +35,9 @@ app.add_typer(
     typer.Typer(cls=trying.Shifts, no_args_is_help=True), name="shift", rich_help_panel=_TRY,
     help="Apply a shift to data and write the result: homeostat shift Corrupt --help.",
 )  # fmt: skip
+app.command(rich_help_panel=_COMPARE)(bench.bench)
 app.add_typer(
-    claims.app, name="claims", rich_help_panel=_SHOW,
+    claims.app, name="claims", rich_help_panel=_COMPARE,
     help="What papers claim, run again in minutes: list, run, check.",
 )  # fmt: skip
 app.command("list", rich_help_panel=_LOOK)(methods.list_)

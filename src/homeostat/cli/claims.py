@@ -23,7 +23,7 @@ _REHEARSED = 100
 @app.command("list")
 def list_(names: Names = None, tier: Tier = None, folder: Folder = None, as_json: AsJson = False) -> None:
     """List claims with what is on record: verdict, effect, and whether it is still current."""
-    from homeostat.bench.checking import standing
+    from homeostat.evidence.checking import standing
 
     claims = _claims(folder)
     chosen = claims.choose(names or (), tier)
@@ -62,10 +62,10 @@ def run(
 
     Ends with 1 when one could not be run; a claim that is not held is a result like any other.
     """
-    from homeostat.bench.evidence import FOLDER, is_installed, read_evidence, write_evidence
-    from homeostat.bench.running import FEWEST, run_claim
     from homeostat.core.errors import InputError
     from homeostat.core.run import Run
+    from homeostat.evidence.recorded import FOLDER, is_installed, read_evidence, write_evidence
+    from homeostat.evidence.running import FEWEST, run_claim
 
     claims = _claims(folder)
     if not names and not every and tier is None:
@@ -110,9 +110,9 @@ def check(
 
     Ends with 1 when something is wrong.
     """
-    from homeostat.bench.checking import Record, differences, sample as draw, standing
-    from homeostat.bench.running import run_claim
     from homeostat.core.run import Run
+    from homeostat.evidence.checking import Record, differences, sample as draw, standing
+    from homeostat.evidence.running import run_claim
 
     claims = _claims(folder)
     chosen = claims.choose(names, None) if names else None
@@ -148,7 +148,7 @@ def check(
 
 def _claims(folder: Path | None) -> Any:
     """All claims; what is broken is said on the error stream."""
-    from homeostat.bench.finding import find_claims
+    from homeostat.evidence.finding import find_claims
 
     claims = find_claims(folder)
     for broken in claims.broken:
@@ -158,8 +158,8 @@ def _claims(folder: Path | None) -> Any:
 
 def _files(incomplete: str) -> list[str]:
     """Ids with evidence, which can be read off without loading a claim."""
-    from homeostat.bench.evidence import FOLDER, claims_folder
     from homeostat.core.errors import MissingPart
+    from homeostat.evidence.recorded import FOLDER, claims_folder
 
     try:
         return sorted(f.stem for f in (claims_folder() / FOLDER).glob("*.json") if f.stem.startswith(incomplete))

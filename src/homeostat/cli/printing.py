@@ -123,7 +123,7 @@ class Progress:
 
     _words = {  # noqa: RUF012
         "train": "training", "window": "serving", "calibrate": "calibrating candidates", "probe": "probing",
-        "answer": "answering", "write": "writing",
+        "answer": "answering", "write": "writing", "cell": "cells",
     }  # fmt: skip
 
     def __init__(self, doing: str = ""):
@@ -139,7 +139,7 @@ class Progress:
             """How many of how many, where that is known."""
 
             def render(self, task: Any) -> Text:
-                return Text("") if task.total is None else super().render(task)
+                return Text("") if task.total is None or "said" in task.fields else super().render(task)
 
         console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), Done(), TimeRemainingColumn())
@@ -164,7 +164,13 @@ class Progress:
             if event.name not in self._tasks:
                 self._tasks[event.name] = self._bars.add_task(word, total=event.total)
             done = event.step + 1 if event.name == "train" else event.step
-            self._bars.update(self._tasks[event.name], completed=done, total=event.total)
+            if "fraction" in event.values:  # steps that take very different times
+                said = f"{word} {event.step:,} of {event.total:,}"
+                self._bars.update(
+                    self._tasks[event.name], completed=event.values["fraction"], total=1.0, description=said, said=True
+                )
+            else:
+                self._bars.update(self._tasks[event.name], completed=done, total=event.total)
 
     def overall(self, word: str, done: int, total: int) -> None:
         """How far a command has come with its stages; the bar of a stage that is over goes."""

@@ -88,6 +88,14 @@ class Batch:
         return dataclasses.replace(self, **changes)
 
 
+def revealed(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """So many of a batch's labels, chosen at random; the others unknown."""
+    shown = torch.full((len(labels),), UNKNOWN)
+    chosen = torch.randperm(len(labels), generator=draws)[:count]
+    shown[chosen] = labels[chosen]
+    return shown
+
+
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch of several, in order."""
     if not batches:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.data import Batch, Data, check_finite
+from homeostat.core.data import Batch, Data, check_finite, revealed
 from homeostat.core.errors import InputError, MissingPart
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.intake import as_data
@@ -197,7 +197,7 @@ def outputs(
     with torch.no_grad():
         for piece in as_data(data).batches(batch):
             rows.append(_row(net, piece, reads, layer, task, net))
-    return _stack(rows, task)
+    return stacked(rows, task)
 
 
 def prequential(
@@ -207,23 +207,27 @@ def prequential(
     *,
     task: Task = Classify(),
     batch: int = 256,
-    labels: bool = False,
+    labels: bool | int = False,
+    run: Run = Run(),
 ) -> Outputs:
     """Predict-then-adapt over data in order, on a copy: each sample is scored once, before it is learnt from.
 
     Args:
         model: an `Online` adapts on a copy of itself; any other model only predicts.
-        labels: whether `observe` may see the labels.
+        labels: whether `observe` may see the labels; a number shows so many of each batch, drawn at random.
+        run: seed of that draw.
     """
     reads, net = frozenset(reads), unwrap(model)
     if not isinstance(net, Online):
         return outputs(net, data, reads, task=task, batch=batch)
     net = fork(net, own="*")
     rows = []
-    for piece in as_data(data).batches(batch):
-        shown = piece if labels else piece.replace(y=None)
+    for step, piece in enumerate(as_data(data).batches(batch)):
+        shown = piece if labels is True else piece.replace(y=None)
+        if labels and labels is not True and piece.y is not None:
+            shown = piece.replace(y=revealed(piece.labels, labels, run.rng("labels", step)))
         rows.append(_row(lambda _, shown=shown: net.observe(shown), piece, reads, None, task, net))
-    return _stack(rows, task)
+    return stacked(rows, task)
 
 
 def _row(
@@ -242,7 +246,12 @@ def _row(
     return Outputs(out, piece.y, piece.id, piece.x if "x" in reads else None, features, piece.meta, task)
 
 
-def _stack(rows: Sequence[Outputs], task: Task) -> Outputs:
+def stacked(rows: Sequence[Outputs], task: Task) -> Outputs:
+    """Outputs of several batches as one.
+
+    Raises:
+        InputError: there are none.
+    """
     if not rows:
         raise InputError("the data are empty; at least one sample is needed")
     if len(rows) == 1:

@@ -7,6 +7,7 @@ either the old checkpoint or the new one; an old one that a kill left renamed is
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -64,21 +65,31 @@ def save(model: nn.Module, path: str | Path, *, name: str | None = None) -> str:
         note = {"format": FORMAT, "hash": name, "recipe": recipe(model), "tied": tied, "frozen": frozen}
         write_synced(staging / "model.json", json.dumps(note, indent=1).encode())
         sync_folder(staging)
-        if path.exists():
-            old = path.with_name(f".{path.name}.old.{uuid.uuid4().hex[:8]}")
-            path.rename(old)
-            staging.rename(path)
-            # The old files go when the new ones are found under the name, also after a power loss.
-            sync_folder(path.parent)
-            shutil.rmtree(old)
-        else:
-            staging.rename(path)
+        _swap(staging, path)
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"the checkpoint {path} cannot be written: {error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return name
+
+
+def _swap(staging: Path, path: Path, tries: int = 5) -> None:
+    """Bring a folder under a name. Another process may be doing the same; the last one's stays."""
+    try:
+        if path.exists():
+            old = path.with_name(f".{path.name}.old.{uuid.uuid4().hex[:8]}")
+            path.rename(old)
+            staging.rename(path)
+            # The old files go when the new ones are found under the name, also after a power loss.
+            sync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            staging.rename(path)
+    except OSError as error:
+        if tries == 1 or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not staging.exists():
+            raise
+        _swap(staging, path, tries - 1)
 
 
 def _put_back(path: Path) -> None:

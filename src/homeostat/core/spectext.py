@@ -54,6 +54,30 @@ def parse_config(text: str) -> Any:
     return _config(text)
 
 
+def short_text(spec: Spec) -> str:
+    """A Spec as a person writes it: what is not at its default, which `parse_spec` reads back.
+
+    >>> from homeostat.core.method import Chain
+    >>> short_text(Chain((Chain(),))), short_text(Chain())
+    ('Chain(remedies=(Chain,))', 'Chain')
+    """
+    said = []
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if type(value) is not type(usual) or value != usual:
+            said.append(f"{field.name}={_written(value)}")
+    return f"{type(spec).__name__}({', '.join(said)})" if said else type(spec).__name__
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Spec):
+        return short_text(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_written, value))}{',' * (len(value) == 1)})"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else repr(value)
+
+
 def parse_field(cls: type[Spec], name: str, text: str) -> Any:
     """What a text stands for as the value of a field: a number, a word, a list `0.4, 0.5`, a Spec, or `none`.
 

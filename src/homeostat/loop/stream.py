@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from homeostat.core.data import UNKNOWN, Batch, Data
+from homeostat.core.data import UNKNOWN, Batch, Data, revealed
 from homeostat.core.errors import InputError
 from homeostat.core.reading import Reading
 from homeostat.core.task import check_labels
@@ -65,14 +65,6 @@ def peak_memory() -> float | None:
         return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024, 1)
     except (OSError, StopIteration, ValueError):
         return None
-
-
-def revealed(labels: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """So many of a window's labels, chosen at random; the others unknown."""
-    shown = torch.full((len(labels),), UNKNOWN)
-    chosen = torch.randperm(len(labels), generator=draws)[:count]
-    shown[chosen] = labels[chosen]
-    return shown
 
 
 def _revealed(loop: Loop, batch: Batch, step: int, labels: int) -> Tensor:

@@ -76,6 +76,8 @@ class Chart:
         percent: values are shares, shown as percentages.
         log: the axis is logarithmic; values must be positive.
         height: of the plot itself.
+        across: what a step is.
+        ends: of the vertical axis, for charts that share it; what is drawn decides if none.
     """
 
     label: str
@@ -87,6 +89,8 @@ class Chart:
     percent: bool = False
     log: bool = False
     height: int = 220
+    across: str = "window"
+    ends: tuple[float, float] | None = None
 
     def svg(self, width: int) -> Markup:
         """The picture, `width` pixels wide (it scales with its place)."""
@@ -162,6 +166,8 @@ class _Drawing:
         return self.bottom - (value - self.low) / (self.high - self.low) * self.chart.height
 
     def _range(self) -> tuple[float, float]:
+        if self.chart.ends is not None:
+            return self.chart.ends
         known = np.concatenate([*self.thinned, []])
         known = known[np.isfinite(known) & ((known > 0) | (not self.chart.log))]
         if not len(known):
@@ -199,27 +205,27 @@ class _Drawing:
                 )
             )
             if name := fitted(span, end - x - 8):
-                made.append(_text(x + 5, self.top - 7, name, "phase-name", "start"))
+                made.append(written(x + 5, self.top - 7, name, "phase-name", "start"))
         return made
 
     def _axes(self) -> list[Markup]:
-        made = [_text(4, 12, self.chart.axis, "axis-name", "start")]
+        made = [written(4, 12, self.chart.axis, "axis-name", "start")]
         most = 5 if self.chart.height < 200 else 7
         for tick in ticks(self.low, self.high, most) if self.chart.height else ():
             value = 10.0**tick if self.chart.log else tick
             if self.chart.log and tick != int(tick):
                 continue
             name = f"{100 * value:.0f}%" if self.chart.percent else f"{value:,.10g}"
-            made.append(_stroke("grid", self.left, self.y(value), self.right, self.y(value)))
-            made.append(_text(self.left - 7, self.y(value) + 4, name, "tick", "end"))
-        made.append(_stroke("axis", self.left, self.floor, self.right, self.floor))
+            made.append(stroke("grid", self.left, self.y(value), self.right, self.y(value)))
+            made.append(written(self.left - 7, self.y(value) + 4, name, "tick", "end"))
+        made.append(stroke("axis", self.left, self.floor, self.right, self.floor))
         for tick in ticks(0, self.count - 1, max(2, int((self.right - self.left) / 60))):
             if tick != int(tick):
                 continue
             x = self.x(tick + 0.5)
-            made.append(_stroke("axis", x, self.floor, x, self.floor + 5))
-            made.append(_text(x, self.floor + 18, f"{int(self.chart.steps[int(tick)]):,}", "tick", "middle"))
-        made.append(_text((self.left + self.right) / 2, self.floor + 35, "window", "axis-name", "middle"))
+            made.append(stroke("axis", x, self.floor, x, self.floor + 5))
+            made.append(written(x, self.floor + 18, f"{int(self.chart.steps[int(tick)]):,}", "tick", "middle"))
+        made.append(written((self.left + self.right) / 2, self.floor + 35, self.chart.across, "axis-name", "middle"))
         return made
 
     def _guides(self) -> list[Markup]:
@@ -227,7 +233,7 @@ class _Drawing:
         if len(marks) > (self.right - self.left) / 12:
             return []
         xs = [(style, self.x(span.first + 0.5)) for style, span in marks]
-        return [_stroke(f"guide {style}", x, self.top, x, self.floor) for style, x in xs]
+        return [stroke(f"guide {style}", x, self.top, x, self.floor) for style, x in xs]
 
     def _lines(self) -> list[Markup]:
         made = []
@@ -250,7 +256,7 @@ class _Drawing:
         made = []
         for number, lane in enumerate(self.chart.lanes):
             y = self.lane_top + 20 * number + 8
-            made.append(_text(self.left - 7, y + 4, lane.name, "lane-name", "end"))
+            made.append(written(self.left - 7, y + 4, lane.name, "lane-name", "end"))
             groups = self._merged(lane)
             starts = [self.x(group[0].first + 0.5) for group in groups]
             for group, edge in zip(groups, [*starts[1:], self.right], strict=False):
@@ -270,7 +276,7 @@ class _Drawing:
                     start = self.x(first.first + 0.5) + 9
                     short = first.short if len({span.short for span in group}) == 1 else ""
                     if short and len(short) * LETTER <= edge - start - 4:
-                        made.append(_text(start, y + 4, short, "mark-name", "start"))
+                        made.append(written(start, y + 4, short, "mark-name", "start"))
         return made
 
     def _merged(self, lane: Lane) -> list[list[Span]]:
@@ -286,10 +292,12 @@ class _Drawing:
         return groups
 
 
-def _text(x: float | int, y: float | int, text: str, style: str, anchor: str) -> Markup:
+def written(x: float | int, y: float | int, text: str, style: str, anchor: str) -> Markup:
+    """Text at a place; `anchor` says which end of it lies there."""
     made = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">').format(style, x, y, anchor)
     return made + escape(text) + Markup("</text>")
 
 
-def _stroke(style: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+def stroke(style: str, x1: float | int, y1: float | int, x2: float | int, y2: float | int) -> Markup:
+    """A straight line."""
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(style, x1, y1, x2, y2)

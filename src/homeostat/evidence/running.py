@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from homeostat.bench.claiming import TIERS
-from homeostat.bench.evidence import Evidence, judge, nine
-from homeostat.bench.finding import Found
 from homeostat.core.errors import InputError
 from homeostat.core.run import Run
+from homeostat.evidence.claiming import TIERS
+from homeostat.evidence.finding import Found
+from homeostat.evidence.recorded import Evidence, judge, nine
 
 FEWEST = 5
 """Seeds that evidence wants."""
@@ -85,7 +85,7 @@ def _told(found: Found, seeds: Sequence[int], scratch: str, run: Run) -> tuple[l
     told, done = list[dict[str, Any]](), 0
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         with subprocess.Popen(
-            [sys.executable, "-m", "homeostat.bench.measuring"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "homeostat.evidence.measuring"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=errors, env={**os.environ, **threads, "PYTHONPATH": paths}, encoding="utf-8",
         ) as process:  # fmt: skip
             assert process.stdin is not None and process.stdout is not None

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from homeostat.bench.claiming import TIERS, Claim
-from homeostat.bench.evidence import Statement, claims_folder
 from homeostat.core import spec
 from homeostat.core.errors import MissingPart, SpecError, UnknownName, nearest
 from homeostat.core.outline import outline
 from homeostat.core.reach import LIBRARY, code_digest, modules_of
+from homeostat.evidence.claiming import TIERS, Claim
+from homeostat.evidence.recorded import Statement, claims_folder
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def read_claims(file: str | Path) -> list[Found]:
         raise SpecError(f"{file}{where}: {type(error).__name__}: {said}; mend the claim file") from error
     held = [Found(value, file) for value in vars(module).values() if isinstance(value, Claim)]
     if not held:
-        raise SpecError(f"{file} holds no claim; a claim is a function under @claim(...) from homeostat.bench")
+        raise SpecError(f"{file} holds no claim; a claim is a function under @claim(...) from homeostat.evidence")
     twice = {one.claim.full_name for one in held}
     if len(twice) < len(held):
         raise SpecError(f"{file} holds two claims of one name; functions have names of their own")

@@ -14,10 +14,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from homeostat.bench.evidence import FOLDER, Evidence, read_evidence, verdicts
-from homeostat.bench.finding import Claims, Found
 from homeostat.core.errors import MissingExtra, MissingPart
 from homeostat.core.spec import digest
+from homeostat.evidence.finding import Claims, Found
+from homeostat.evidence.recorded import FOLDER, Evidence, read_evidence, verdicts
 
 EXACT = 1e-6
 """Relative difference up to which two numbers of the same versions are the same."""

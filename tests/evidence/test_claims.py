@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from homeostat.bench import (
+from homeostat.core.errors import CheckpointError, InputError, MissingPart, NonFiniteError, SpecError, UnknownName
+from homeostat.core.run import Event, Run
+from homeostat.evidence import (
     Evidence,
     Statement,
     find_claims,
@@ -25,20 +27,18 @@ from homeostat.bench import (
     verdicts,
     write_evidence,
 )
-from homeostat.bench.checking import differences, sample
-from homeostat.bench.claiming import TIERS
-from homeostat.bench.evidence import claims_folder
-from homeostat.bench.finding import Found
-from homeostat.bench.measuring import _checked
-from homeostat.core.errors import CheckpointError, InputError, MissingPart, NonFiniteError, SpecError, UnknownName
-from homeostat.core.run import Event, Run
+from homeostat.evidence.checking import differences, sample
+from homeostat.evidence.claiming import TIERS
+from homeostat.evidence.finding import Found
+from homeostat.evidence.measuring import _checked
+from homeostat.evidence.recorded import claims_folder
 
 ROOT = Path(__file__).parents[2]
 
 HEAD = """
 from __future__ import annotations
 import torch
-from homeostat.bench import claim
+from homeostat.evidence import claim
 from homeostat.data import Digits
 """
 BODY = """
@@ -171,7 +171,7 @@ def test_a_damaged_or_foreign_file_is_refused_by_name(tmp_path, old, new, said):
 def test_verdicts_are_read_without_torch_and_without_claims(tmp_path):
     write_evidence(tmp_path / "evidence", [evidence()])
     code = (
-        "import sys; from homeostat.bench.evidence import verdicts\n"
+        "import sys; from homeostat.evidence.recorded import verdicts\n"
         f"found = verdicts({str(tmp_path)!r})\n"
         "print([(id, one.name, one.verdict) for id, held in found.items() for one in held], 'torch' in sys.modules)"
     )

@@ -1,8 +1,8 @@
 """What the process of one claim does: read the data once, measure every seed, tell each as a line of JSON.
 
-`homeostat.bench.running` starts it, `python -m homeostat.bench.measuring`, with the order on its standard input. A
-process of its own gives a claim its own memory and threads, and a crash of one ends no other. What a claim prints goes
-to the error stream.
+`homeostat.evidence.running` starts it, `python -m homeostat.evidence.measuring`, with the order on its standard input.
+A process of its own gives a claim its own memory and threads, and a crash of one ends no other. What a claim prints
+goes to the error stream.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def versions() -> dict[str, str]:
 def _measure(order: dict[str, Any], told: TextIO) -> None:
     import torch
 
-    from homeostat.bench.finding import read_claims
     from homeostat.core.run import Run
+    from homeostat.evidence.finding import read_claims
 
     torch.set_num_threads(1)
     claim = next(one.claim for one in read_claims(order["file"]) if one.claim.full_name == order["claim"])
