@@ -100,7 +100,7 @@ def over_landscapes(run: Run) -> dict[str, float]:
 
 @claim(
     "S001",
-    says="Policies for four poles that MBTL chooses serve CartPole with poles of 20 lengths better than for random ones.",
+    says="Policies for four poles of MBTL's choice serve CartPole with poles of 20 lengths better than for random.",
     ours="MBTL", baseline="random", metric="share of steps balanced, mean over all poles", least=0.02,
     tier="a minute", tuned=TUNED,
     shrunk="20 lengths in place of 100, and linear policies by the cross-entropy method in place of PPO",
@@ -111,7 +111,7 @@ def cartpole_better_than_random(run: Run) -> dict[str, float]:
 
 @claim(
     "S001",
-    says="Where performance falls steeply with distance, five tasks of MBTL's choice serve all better than random ones.",
+    says="Where performance falls steeply with distance, five tasks of MBTL's choice serve all better than random.",
     ours="MBTL", baseline="random", metric="performance in 0..1, mean over all tasks", least=0.02, tier="a minute",
     tuned=TUNED, shrunk="10 made-up landscapes of 60 tasks a seed in place of trained policies",
 )  # fmt: skip

@@ -22,8 +22,8 @@ DELTA, SIGMA = 0.125, 0.25
 DATA = (FashionMNIST("train", stop=20_000), FashionMNIST("test"))
 TUNED = "nothing; the paper's alpha, beta, delta, sigma, draws, and the transform's and the training's constants"
 SHRUNK = (
-    "Fashion-MNIST and a perceptron of layers of 256 and 64 with BatchNorm, trained with noise, in place of CIFAR-10 and a ResNet-110; "
-    "1,500 images calibrate, 1,000 are judged, in one division a seed in place of 50"
+    "Fashion-MNIST and a perceptron of layers of 256 and 64 with BatchNorm, trained with noise, in place of CIFAR-10 "
+    "and a ResNet-110; 1,500 images calibrate, 1,000 are judged, in one division a seed in place of 50"
 )
 
 

@@ -22,12 +22,13 @@ from homeostat.probe import Accuracy
 BASE, KEPT = 5, 20
 DATA = (FashionMNIST("train", stop=20_000), FashionMNIST("test"))
 TUNED = (
-    "learning rate and epochs of the networks that go on training (0.003 to 0.3; 2 and 5), on images 20,000 to 40,000 and "
-    "45,000 to 55,000 of the training data with seeds 100 and 101; ACIL has the library's defaults"
+    "learning rate and epochs of the networks that go on training (0.003 to 0.3; 2 and 5), on images 20,000 to 40,000 "
+    "and 45,000 to 55,000 of the training data with seeds 100 and 101; ACIL has the library's defaults"
 )
 SHRUNK = (
-    "Fashion-MNIST (6,000 images to train, 2,000 to judge) in a random order of its classes and a ResNet-8 of width 8 in "
-    "place of CIFAR-100 and a ResNet-32; five classes first, then one a phase; an expansion to 1,024 in place of 8,192"
+    "Fashion-MNIST (6,000 images to train, 2,000 to judge) in a random order of its classes and a ResNet-8 of width 8 "
+    "in place of CIFAR-100 and a ResNet-32; five classes first, then one a phase; an expansion to 1,024 in place of "
+    "8,192"
 )
 LR = 0.1
 
