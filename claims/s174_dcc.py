@@ -21,7 +21,7 @@ from homeostat.probe import Accuracy
 DATA = (FashionMNIST("train", stop=20_000), FashionMNIST("test"))
 TUNED = "nothing; learning rates, momentum, warm-up share and the judges' learning rate are the official code's"
 SHRUNK = (
-    "Fashion-MNIST at 14x14 with a strong random texture behind each object, one image a class, 10 networks of 2 "
+    "Fashion-MNIST at 14x14 with a strong random texture behind each object, one image a class, 30 networks of 2 "
     "blocks of 16 channels, 6 steps each on 32 images a class, in place of SVHN and CIFAR, 1,000 networks of 3 blocks "
     "of 128 and 256 images a class; 2 networks judge in place of 20"
 )
@@ -46,7 +46,7 @@ def taught(x: Tensor, y: Tensor, test: Tensors, run: Run) -> float:
 
 def accuracies(run: Run, train: Data, test: Data, *names: str) -> dict[str, float]:
     known, judged = textured(train, 4000, run.rng("train")), textured(test, 2000, run.rng("test"))
-    method = DCC(outer=10, warm_outer=2, steps=6, epochs=5, batch=32, width=16, depth=2)
+    method = DCC(outer=30, warm_outer=7, steps=6, epochs=5, batch=32, width=16, depth=2)
     batch, found = known.load(), dict[str, float]()
     for name, contrast in (("DCC", True), ("DC", False)):
         if name in names:
