@@ -20,7 +20,7 @@ from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.probe import KS, FeatureShift, gaussian_score, knn_scores, score_difference
-from homeostat.probe.feature_shift import gaussian
+from homeostat.probe.feature_shift import gaussian, moved_by
 
 SMALL = FeatureShift(bootstraps=200, window=150, reference=200)
 
@@ -214,6 +214,27 @@ def test_neighbours_find_a_dependence_that_covariances_cannot_see():
     assert found(measured(probe, permuted(ring(200, 1), 1), kit)).detected
     assert not found(measured(probe, ring(200, 2), kit)).detected
     assert not found(measured(gauss, permuted(ring(200, 1), 1), blind)).detected
+
+
+@given(st.floats(0.01, 3.0))
+def test_a_distance_becomes_the_move_of_a_normal_that_has_it(move):
+    grid = np.linspace(-6, 9, 20_001)
+    distance = float(np.abs(norm.cdf(grid) - norm.cdf(grid - move)).max())
+    assert math.isclose(float(moved_by(torch.tensor(distance, dtype=torch.float64))), move, rel_tol=1e-4)
+    assert float(moved_by(torch.tensor(-distance))) == 0
+
+
+def test_neighbours_do_not_keep_quiet_about_a_shift_among_many_features():
+    # In wide neighbourhoods the distance exceeds its null by less than 0.1 although the dependence is gone.
+    def common(count: int, seed: int) -> Tensor:
+        noise = torch.randn(count, 9, generator=torch.Generator().manual_seed(seed))
+        return 1.5 * noise[:, :8] + noise[:, 8:]
+
+    probe = FeatureShift(statistic="knn", bootstraps=160, window=300, reference=300, expectation=15, neighbors=60)
+    kit, x = probe.prepare(None, World(source=common(900, 0)), Run()), permuted(common(300, 1), 3)
+    reading = measured(probe, x, kit)
+    beyond = reading.arrays["score"] - kit["null"].mean(0)
+    assert found(reading).subjects == (3,) and float(beyond.max()) < 0.1
 
 
 def copula(count: int, covariance: np.ndarray, generator: np.random.Generator) -> Tensor:
