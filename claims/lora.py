@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from homeostat import Data, Run, World, outputs, read
-from homeostat.bench import claim
 from homeostat.data import Glosses
+from homeostat.evidence import claim
 from homeostat.fit import Cosine, Fit, Recipe
 from homeostat.nn import Adam, MiniLM
 from homeostat.probe import Accuracy

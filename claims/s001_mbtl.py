@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from homeostat import Entry, Reading, Run, Trace
-from homeostat.bench import claim
+from homeostat.evidence import claim
 from homeostat.select import MBTL
 
 TASKS, BUDGET, HORIZON = 20, 4, 200

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homeostat import Data, Run, Tensors, World, fork, read
-from homeostat.bench import claim
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Fit, Recipe
 from homeostat.merge import TIES
 from homeostat.nn import MLP, Adam

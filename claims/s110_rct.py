@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from homeostat import Chain, Data, Run, Tensors, World
-from homeostat.bench import claim
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Cosine, Fit, Recipe, Steps
 from homeostat.nn import MLP, SGD, Adam
 from homeostat.robust import PGD

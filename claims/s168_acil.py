@@ -12,9 +12,9 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from homeostat import Batch, Data, Run, Tensors, World, read
-from homeostat.bench import claim
 from homeostat.continual import ACIL, AnalyticHead
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Cosine, Fit, Recipe
 from homeostat.nn import SGD, ResNet
 from homeostat.probe import Accuracy

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homeostat import Data, Run, Tensors, World, read
-from homeostat.bench import claim
 from homeostat.curate import DCC
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Fit, Recipe
 from homeostat.nn import SGD, SmallCNN
 from homeostat.probe import Accuracy

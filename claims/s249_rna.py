@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from homeostat import Batch, Data, Online, Regress, Run, Tensors, World
 from homeostat.adapt import RNA
-from homeostat.bench import claim
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Cosine, Fit, Recipe
 from homeostat.nn import Adam
 from homeostat.shift import COMMON, Corrupt

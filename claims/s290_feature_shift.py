@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from homeostat import Outputs, Run, World
-from homeostat.bench import claim
+from homeostat.evidence import claim
 from homeostat.probe import FeatureShift, ks_columns
 
 SIDE, ROWS, TRIALS = 5, 1000, 40

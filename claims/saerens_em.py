@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homeostat import Data, Outputs, Run, Tensors, World, outputs
-from homeostat.bench import claim
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Cosine, Fit, Recipe
 from homeostat.nn import SGD, ResNet
 from homeostat.probe import BBSE, SaerensEM

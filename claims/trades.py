@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from homeostat import Data, Run, World, read
-from homeostat.bench import claim
 from homeostat.data import FashionMNIST
+from homeostat.evidence import claim
 from homeostat.fit import Fit, Objective, Recipe, Supervised
 from homeostat.nn import Adam, SmallCNN
 from homeostat.probe import Accuracy
