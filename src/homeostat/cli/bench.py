@@ -30,7 +30,7 @@ def bench(
     """Run a grid of networks, streams, remedies and protocols, and say what the numbers carry.
 
     Cells that are done are kept: the same command goes on where it stopped, and computes only what is missing or
-    changed. It ends in a table, and in a report with pictures.
+    changed. It ends in a table, and in a report with pictures; and with 1 where cells failed.
     """
     from homeostat.bench.runner import bench as compute
     from homeostat.bench.suite import open_suite, shipped
@@ -89,8 +89,9 @@ def _said(done: Benched, home: Path, reference: str | None, probe: str | None, a
         typer.echo()
         cells = f"{several(done.computed, 'cell')} computed, {done.kept:,} kept, {done.failed:,} failed"
         lines([("cells", cells), ("results", near(done.path)), ("report", near(page))])
-        if done.failed:
-            typer.echo("failed cells are in the report with their errors; --retry computes them once more", err=True)
+    if done.failed:
+        typer.echo("failed cells are in the report with their errors; --retry computes them once more", err=True)
+        raise typer.Exit(1)
 
 
 def first_sentence(kind: type) -> str:
