@@ -16,7 +16,7 @@ from homeostat.bench.computing import packed
 from homeostat.bench.grid import Cell, cells
 from homeostat.bench.results import Result, Results
 from homeostat.bench.suite import Suite, open_suite
-from homeostat.bench.workers import Workers, workers
+from homeostat.bench.workers import Workers, check_workers, workers
 from homeostat.core.run import Event, ignore
 
 FILE = "results.sqlite"
@@ -70,8 +70,10 @@ def bench(
 
     Raises:
         MissingPart: there is no such suite, or its data are not there. SpecError: it cannot be read.
+        InputError: there are no such workers.
         StoreError: the file of results cannot be used. KeyboardInterrupt: cells that are done are kept.
     """
+    check_workers(on, count, address)
     made = open_suite(suite)
     home = Path("runs/bench") / made.name if folder is None else Path(folder)
     wanted = cells(made, seeds)

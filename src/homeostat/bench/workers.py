@@ -165,7 +165,19 @@ class Cluster(Workers):
 
 
 def workers(on: str | Any, count: int | Any, address: str = "") -> Workers:
-    """Workers by name.
+    """Workers by name; see `check_workers`.
+
+    Raises:
+        InputError: there is no such kind, or no worker. MissingExtra: Ray is not installed.
+    """
+    check_workers(on, count, address)
+    if on == "here":
+        return Here()
+    return Pool(count) if on == "processes" else Cluster(count, address)
+
+
+def check_workers(on: str | Any, count: int | Any, address: str = "") -> None:
+    """Refuse what are no workers.
 
     Args:
         on: `"here"`, `"processes"` or `"ray"`.
@@ -173,19 +185,14 @@ def workers(on: str | Any, count: int | Any, address: str = "") -> Workers:
         address: of a Ray cluster.
 
     Raises:
-        InputError: there is no such kind, or no worker. MissingExtra: Ray is not installed.
+        InputError: there is no such kind, or no worker.
     """
     if not isinstance(count, int) or count < 1:
         raise InputError(f"at least one worker is needed; got {count}")
     if address and on != "ray":
         raise InputError(f"an address is that of a Ray cluster; with on={on!r} there is none")
-    if on == "here":
-        return Here()
-    if on == "processes":
-        return Pool(count)
-    if on == "ray":
-        return Cluster(count, address)
-    raise InputError(f"cells are computed on 'here', 'processes' or 'ray'; got {on!r}")
+    if on not in ("here", "processes", "ray"):
+        raise InputError(f"cells are computed on 'here', 'processes' or 'ray'; got {on!r}")
 
 
 def _quiet() -> None:

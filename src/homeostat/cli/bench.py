@@ -34,11 +34,15 @@ def bench(
     """
     from homeostat.bench.runner import bench as compute
     from homeostat.bench.suite import open_suite, shipped
+    from homeostat.core.errors import UnknownName, nearest
 
     if not suite:
         _list(shipped(), as_json)
         return
     made = open_suite(suite)
+    names = [name for name, _, _ in made.rivals()]
+    if reference and reference not in names:
+        raise UnknownName(f"no entrant is called {reference!r}.{nearest(reference, names)}")
     home = Path("runs/bench") / made.name if out is None else out
     try:
         with Progress("reading data") as progress:
