@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ Deployment:
   labels: 40
   store: {store}
 """
+
+
+@pytest.fixture
+def here(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the shop, to write into."""
+    shutil.copytree(shop / "net", tmp_path / "net")
+    for name in ("before.npz", "now.npz"):
+        shutil.copy(shop / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def written(here: Path, store: str) -> str:
