@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
 from collections.abc import Sequence
 from typing import Any
 
 WIDTH, ROW, LEFT, MIDDLE = 720, 24, 150, 470
-WORDS = {"held": "held", "not held": "not held", "undecided": "undecided"}
+WORDS = ("held", "not held", "undecided")
 UNITS = {"fraction": ("points", 100.0)}
 
 
@@ -33,12 +34,25 @@ def overview() -> str:
             said = one.statement
             lines.append(
                 f"| [{id}](#{id.lower()}) | {_cell(said.says)} | {_effect(one)} | {_number(said.least, said.unit)} "
-                f"| **{one.verdict}** |"
+                f"| **{one.verdict}**{', stale' if one.full_name in stale() else ''} |"
             )
     for id, held in record.items():
         title = f"{id}: {systems()[id].title}" if id in systems() else id
         lines += ["", f"## {title} {{#{id.lower()}}}", "", *section(held)]
     return "\n".join(lines)
+
+
+@functools.cache
+def stale() -> frozenset[str]:
+    """Full names of claims whose code or statement is no longer what was run."""
+    from homeostat.evidence import find_claims, verdicts
+
+    known = {one.full_name: one for held in verdicts().values() for one in held}
+    return frozenset(
+        name for found in find_claims().found
+        if (name := found.claim.full_name) in known
+        and (found.code() != known[name].code or found.statement != known[name].statement)
+    )  # fmt: skip
 
 
 def section(held: Sequence[Any]) -> list[str]:
@@ -53,6 +67,7 @@ def section(held: Sequence[Any]) -> list[str]:
             "", picture(one), "",
             f"{arms}; {one.cpu_seconds:.0f} s of processor time. *Shrunk:* {said.shrunk}. *Tuned:* {said.tuned}.", "",
             *[f"*{note[0].upper()}{note[1:]}.*\n" for note in one.notes],
+            *(["*Stale: the code that it reaches has changed since.*\n"] if one.full_name in stale() else []),
         ]  # fmt: skip
     return lines
 
@@ -107,9 +122,9 @@ def picture(one: Any) -> str:
     parts += _ticks(effect, effect.low, effect.high, foot, scale, MIDDLE + 30, WIDTH - 20)
     told = f"{said.ours} against {said.baseline}: effect {_effect(one)}, {one.verdict}"
     return (
-        f'<svg role="img" aria-label="{html.escape(told)}" viewBox="0 0 {WIDTH} {height}" '
+        f'<div class="claim"><svg role="img" aria-label="{html.escape(told)}" viewBox="0 0 {WIDTH} {height}" '
         f'style="max-width:{WIDTH}px;width:100%;height:auto" font-size="12"><title>{html.escape(told)}</title>'
-        + "".join(parts) + "</svg>"
+        + "".join(parts) + "</svg></div>"
     )  # fmt: skip
 
 
