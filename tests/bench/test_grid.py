@@ -158,6 +158,7 @@ def test_processes_give_the_same_bits_and_what_dies_takes_nothing_with_it(done: 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.nightly
 def test_ray_gives_the_same_bits(done: Any, tmp_path: Path) -> None:
     made = bench(tiny(), tmp_path, on="ray", count=2)
     assert [(r.readings, r.windows, r.error) for r in made.results] == [
@@ -300,7 +301,7 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path: Path) -> None:
 
 
 def test_noise_is_what_the_stream_says() -> None:
-    assert STREAM.words() == ("clean", "gaussian noise 3") and NOISE in STREAM.phases
+    assert STREAM.phrases() == ("clean", "gaussian noise 3") and NOISE in STREAM.phases
 
 
 def test_the_suite_of_the_documentation_is_one(tmp_path: Path) -> None:

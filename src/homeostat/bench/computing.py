@@ -86,7 +86,7 @@ def _names(job: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "key": job["key"], "suite": job["suite"], "setting": setting["name"], "stream": stream.name,
         "protocol": protocol.called(), "entrant": job["name"], "sweep": job["sweep"], "seed": job["seed"],
-        "phases": stream.words(),
+        "phases": stream.phrases(),
     }  # fmt: skip
 
 

@@ -109,7 +109,7 @@ class Stream(Spec):
         if not self.phases:
             raise SpecError(f"Stream {self.name!r} has no phases; give a shift for each part").at("phases")
 
-    def words(self) -> tuple[str, ...]:
+    def phrases(self) -> tuple[str, ...]:
         """The phases for people."""
         return tuple(_words(shift) for shift in self.phases)
 
