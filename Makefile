@@ -49,7 +49,7 @@ lint: $(STAMP) ## ruff, formatting, types, imports that point down only
 	@$(BIN)/lint-imports
 
 docs: $(STAMP) ## build the pages into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 claims: $(STAMP) data ## run every claim of claims/ and write down what came out
 	@$(BIN)/homeostat claims run --all

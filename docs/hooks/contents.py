@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from evidence import section
+from evidence import recorded, section
 
 SOURCE = Path(__file__).parents[2] / "src" / "homeostat"
 MARK = re.compile(r"^<!-- names: (\w+) -->$", re.MULTILINE)
@@ -98,9 +98,8 @@ def contents(package: str) -> str:
 def beside(module: str, names: list[str]) -> str:
     """What is known of a module's methods besides their documentation: their cards, and the evidence for them."""
     from homeostat.core.method import Card
-    from homeostat.evidence import verdicts
 
-    made, record, shown = list[str](), verdicts(), set[str]()
+    made, record, shown = list[str](), recorded(), set[str]()
     for name in names:
         thing = getattr(importlib.import_module(module), name)
         card = getattr(thing, "card", None)

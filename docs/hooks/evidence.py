@@ -22,9 +22,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def overview() -> str:
     """A table of all claims on record, and a section for each system."""
     from homeostat.catalogue import systems
-    from homeostat.evidence import verdicts
 
-    record = verdicts()
+    record = recorded()
     every = [one for held in record.values() for one in held]
     counts = ", ".join(f"{sum(one.verdict == word for one in every)} {word}" for word in WORDS)
     lines = [f"{len(every)} claims of {len(record)} systems and baselines: {counts}.", ""]
@@ -43,11 +42,19 @@ def overview() -> str:
 
 
 @functools.cache
+def recorded() -> dict[str, list[Any]]:
+    """What is on record, by system."""
+    from homeostat.evidence import verdicts
+
+    return verdicts()
+
+
+@functools.cache
 def stale() -> frozenset[str]:
     """Full names of claims whose code or statement is no longer what was run."""
-    from homeostat.evidence import find_claims, verdicts
+    from homeostat.evidence import find_claims
 
-    known = {one.full_name: one for held in verdicts().values() for one in held}
+    known = {one.full_name: one for held in recorded().values() for one in held}
     return frozenset(
         name for found in find_claims().found
         if (name := found.claim.full_name) in known
