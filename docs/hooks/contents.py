@@ -119,7 +119,7 @@ def card_in_words(card: Any) -> str:
     said.append(f"For {', '.join(sorted(card.handles))} shift." if card.handles - {"none"} else "")
     for what, needs in (("Needs", card.needs), ("Prepares from", card.prepares)):
         said.append(f"{what} {', '.join(f'`{need}`' for need in sorted(needs))}." if needs else "")
-    said.append(f"{card.passes:g} forward passes a sample.")
+    said.append(f"{card.passes:g} forward {'pass' if card.passes == 1 else 'passes'} a sample.")
     said.append("A sample's output depends on its batch." if card.batch_coupled else "")
     return " ".join(text for text in said if text)
 
