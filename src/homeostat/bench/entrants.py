@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from homeostat.bench.protocols import Protocol
-from homeostat.core.data import Batch, Data, Tensors, revealed
+from homeostat.core.data import Data, Tensors
 from homeostat.core.errors import SpecError
 from homeostat.core.method import Remedy
 from homeostat.core.probe import Outputs
@@ -126,8 +126,3 @@ def answer(
     ready = time.perf_counter()
     seen = protocol.answer(model, pieces, reads, opened.task, run)
     return Answers(seen, model, ready - began, time.perf_counter() - ready)
-
-
-def shown_labels(batch: Batch, count: int, run: Run, step: int) -> Any:
-    """The labels of a batch that are shown: so many, drawn at random; None where there are none to show."""
-    return revealed(batch.labels, count, run.rng("labels", step)) if count and batch.y is not None else None

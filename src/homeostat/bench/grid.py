@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def cells(suite: Suite, seeds: int | None = None) -> list[Cell]:
         MissingPart, InputError: data or weights are not there.
     """
     probes = measured(suite)
-    code, data = _code(suite, probes), {setting.name: _data(setting) for setting in suite.settings}
+    code, rivals, known = _code(suite, probes), suite.rivals(), functools.cache(_fingerprint)
+    data = {setting.name: _data(setting, known) for setting in suite.settings}
     tuned = any(stream.tuning for stream in suite.streams)
     found = []
     for seed in range(suite.seeds if seeds is None else seeds):
@@ -80,7 +82,7 @@ def cells(suite: Suite, seeds: int | None = None) -> list[Cell]:
                 if setting.streams and stream.name not in setting.streams:
                     continue
                 for protocol in suite.protocols:
-                    for name, entrant, sweep in suite.rivals():
+                    for name, entrant, sweep in rivals:
                         if not fits(entrant, protocol):
                             continue
                         # Names are labels: what is only called otherwise is not computed again.
@@ -128,8 +130,8 @@ def _layout(setting: Setting) -> set[str]:
     return {type(module).__module__ for module in net.modules() if type(module).__module__.startswith(LIBRARY)}
 
 
-def _data(setting: Setting) -> str:
-    """A hash of all data and weights that a setting reads."""
+def _data(setting: Setting, known: Callable[[Reader], str]) -> str:
+    """A hash of all data and weights that a setting reads; `known` gives a data set's, which several may share."""
     readers = [setting.before, setting.pool]
     weights = ""
     if isinstance(setting.model, Network):
@@ -137,7 +139,7 @@ def _data(setting: Setting) -> str:
         weights = _file(setting.model.weights) if setting.model.weights else ""
     else:
         weights = digest([_file(path) for path in sorted(Path(setting.model).glob("*.safetensors"))])
-    return digest([_fingerprint(reader) for reader in readers if reader is not None], weights)
+    return digest([known(reader) for reader in readers if reader is not None], weights)
 
 
 def _fingerprint(reader: Reader) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from homeostat.bench.entrants import Answers, Entrant, Opened, shown_labels
-from homeostat.bench.protocols import Protocol
+from homeostat.bench.entrants import Answers, Entrant, Opened
+from homeostat.bench.protocols import Protocol, shown_labels
 from homeostat.core.data import Data, Joined
 from homeostat.core.errors import SpecError
 from homeostat.core.method import Remedy, Shift

@@ -154,9 +154,7 @@ class Episodic(Protocol):
             raise MissingPart("Episodic keeps no features; leave out probes that read them")
         net, rows = fork(net, own="*"), list[Outputs]()
         for step, batch in enumerate(piece.batches(self.batch)):
-            shown = batch.replace(y=None)
-            if self.labels and batch.y is not None:
-                shown = batch.replace(y=revealed(batch.labels, self.labels, run.rng("labels", step)))
+            shown = batch.replace(y=shown_labels(batch, self.labels, run, step))
             shown, batch = shown.to(device_of(net)), batch.to(device_of(net))
             net.reset()
             tries = [net.observe(shown) for _ in range(self.steps)]
@@ -177,3 +175,8 @@ class Episodic(Protocol):
             return right, -float(torch.nn.functional.cross_entropy(out, batch.labels))
 
         return max(tries, key=merit)
+
+
+def shown_labels(batch: Batch, count: int, run: Run, step: int) -> Any:
+    """The labels of a batch that are shown: so many, drawn at random; None where there are none to show."""
+    return revealed(batch.labels, count, run.rng("labels", step)) if count and batch.y is not None else None

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from homeostat.bench.entrants import Answers, Entrant, Opened, shown_labels
-from homeostat.bench.protocols import Protocol
+from homeostat.bench.entrants import Answers, Entrant, Opened
+from homeostat.bench.protocols import Protocol, shown_labels
 from homeostat.core.data import Batch, Data, Joined, Tensors, join
 from homeostat.core.errors import NonFiniteError
 from homeostat.core.method import Remedy
