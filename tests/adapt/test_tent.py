@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from homeostat.adapt import Tent, softmax_entropy
+from homeostat.adapt import Tent
 from homeostat.core.errors import ModelError, NonFiniteError
 from homeostat.core.weights import weights
+from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.optimizers import SGD, Adam
 
 

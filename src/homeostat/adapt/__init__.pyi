@@ -11,4 +11,4 @@ from .prior_correction import (
 )
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
 from .source import Source as Source
-from .tent import Tent as Tent, TentOnline as TentOnline, softmax_entropy as softmax_entropy
+from .tent import Tent as Tent, TentOnline as TentOnline

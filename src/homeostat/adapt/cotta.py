@@ -37,31 +37,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from homeostat.adapt.learner import Learn, MeanTeacher
 from homeostat.core.data import Batch
-from homeostat.core.errors import ModelError
 from homeostat.core.method import Card, Remedy
-from homeostat.core.online import Online
 from homeostat.core.random import generator
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction
-from homeostat.core.task import Classify
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
 from homeostat.nn.augment import RandomViews
-from homeostat.nn.norms import batch_statistics, norm_affine
+from homeostat.nn.losses import soft_cross_entropy, symmetric_cross_entropy
+from homeostat.nn.norms import batch_statistics
 from homeostat.nn.optimizers import Adam, Optimizer
-from homeostat.nn.teacher import average_into
+from homeostat.nn.restoring import random_masks, restore_into
+from homeostat.nn.views import view_outputs
 
-Learn = Literal["all", "norm"]
 
-
-class CoTTAOnline(Online):
+class CoTTAOnline(MeanTeacher):
     """A slowly averaged teacher that serves, with its student in `carry`.
 
     Args:
@@ -83,41 +80,19 @@ class CoTTAOnline(Online):
         learn: Learn = "all",
         seed: int = 0,
     ):
-        super().__init__(model, own=_names(model, learn))
-        self.optimizer, self.average, self.restoring, self.threshold = optimizer, average, restoring, threshold
-        self.views, self.augment, self.symmetric = views, augment, symmetric
-        self.learn, self.seed = learn, seed
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        self.begin()
-
-    def begin(self) -> None:
-        owned = self.owned()
-        self.carry.put("student", {name: tensor.detach().clone() for name, tensor in owned.items()})
-        self.optimizer.begin(owned, self.carry)
-        self.carry["step"] = torch.tensor(0)
+        self.restoring, self.threshold, self.views = restoring, threshold, views
+        self.augment, self.symmetric, self.seed = augment, symmetric, seed
+        super().__init__(model, optimizer, average, learn)
 
     def adapt(self, batch: Batch) -> Tensor:
-        step, anchor = int(self.carry["step"]), self.anchor()
-        with torch.no_grad():
-            sure = functional_call(self.model, anchor, (batch.x,))
-            Classify().check(sure, None)
-            confidence = sure.softmax(1).amax(1).mean()
-            target = self._over_views(batch.x, step) if confidence < self.threshold else self.model(batch.x)
-        student = {name: tensor.requires_grad_(True) for name, tensor in self.carry.under("student").items()}
-        logits = functional_call(self.model, student, (batch.x,))
-        loss = _cross_entropy(target, logits)
-        if self.symmetric:
-            loss = 0.5 * loss + 0.5 * _cross_entropy(logits, target)
-        self.optimizer.minimize(loss.mean(), student, self.carry)
-        with torch.no_grad():
-            teacher = self.owned()
-            average_into([teacher[name] for name in student], list(student.values()), self.average)
-            for name, chosen in self.masks(step).items():
-                student[name].copy_(torch.where(chosen, anchor[name], student[name]))
-        for tensor in student.values():
-            tensor.requires_grad_(False)
-        self.carry["step"] += 1
+        step, anchor = self.step, self.anchor()
+        confidence = self.anchor_says(batch.x).softmax(1).amax(1).mean()
+        target = self._over_views(batch.x, step) if confidence < self.threshold else self.teacher_says(batch.x)
+        student = self.student()
+        logits = self.student_says(student, batch.x)
+        each = symmetric_cross_entropy(target, logits) if self.symmetric else soft_cross_entropy(target, logits)
+        self.learn_from(each.mean(), student)
+        restore_into(student, anchor, self.masks(step))
         return target
 
     def views_of(self, x: Tree, step: int) -> Iterator[Tensor]:
@@ -128,31 +103,11 @@ class CoTTAOnline(Online):
 
     def masks(self, step: int) -> dict[str, Tensor]:
         """For each owned tensor, which of its elements go back to the anchor at a step."""
-        # By name: a loaded model may keep its tensors in another order.
-        anchor = sorted(self.anchor().items())
-        sizes = [tensor.numel() for _, tensor in anchor]
-        draws = torch.rand(sum(sizes), generator=generator(self.seed, "CoTTA.restore", step)) < self.restoring
-        parts = draws.split(sizes)
-        return {name: part.view(t.shape).to(t.device) for part, (name, t) in zip(parts, anchor, strict=True)}
+        return random_masks(self.anchor(), self.restoring, generator(self.seed, "CoTTA.restore", step))
 
+    @torch.no_grad()
     def _over_views(self, x: Tree, step: int) -> Tensor:
-        total: Any = 0
-        for view in self.views_of(x, step):
-            total = total + self.model(view)
-        return total / self.views
-
-
-def _names(model: nn.Module, which: Learn) -> tuple[str, ...]:
-    if which == "norm":
-        return norm_affine(model)
-    names = tuple(n for n, _ in model.named_parameters() if n.rpartition(".")[2] in ("weight", "bias"))
-    if not names:
-        raise ModelError(f"{type(model).__name__} has no parameter named weight or bias that could learn")
-    return names
-
-
-def _cross_entropy(target: Tensor, logits: Tensor) -> Tensor:
-    return -(target.softmax(1) * logits.log_softmax(1)).sum(1)
+        return view_outputs(self.model, self.views_of(x, step)).mean(0)
 
 
 @dataclass(frozen=True)

@@ -42,27 +42,27 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homeostat.adapt.tent import softmax_entropy
+from homeostat.adapt.filters import reliable_and_fresh
+from homeostat.adapt.learner import Learner
 from homeostat.core.data import Batch
 from homeostat.core.method import Card, Remedy
-from homeostat.core.online import Bag, Online
+from homeostat.core.online import Bag
 from homeostat.core.place import there
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction, NonNegative, Positive
-from homeostat.core.task import Classify
 from homeostat.core.tree import map_tree
 from homeostat.core.world import World
 from homeostat.nn.fisher import fisher_diagonal
+from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.norms import batch_statistics, norm_affine, recorded_statistics
 from homeostat.nn.optimizers import Adam, Optimizer
 
 Backward = Literal["masked", "subset"]
 
 
-class EATAOnline(Online):
+class EATAOnline(Learner):
     """A network that lowers the entropy of reliable, non-redundant samples while it serves.
 
     Args:
@@ -83,18 +83,13 @@ class EATAOnline(Online):
         div_margin: float = 0.4,
         backward: Backward = "masked",
     ):
-        names = norm_affine(model)
-        super().__init__(model, own=names)
-        self.optimizer, self.fisher_alpha = optimizer, fisher_alpha
-        self.margin, self.div_margin, self.backward = margin, div_margin, backward
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in names)
+        self.fisher_alpha, self.margin, self.div_margin, self.backward = fisher_alpha, margin, div_margin, backward
+        super().__init__(model, optimizer)
         if fisher_alpha > 0:
             self.carry.put("fisher", {name: torch.zeros_like(p) for name, p in self.owned().items()})
-        self.begin()
 
     def begin(self) -> None:
-        self.optimizer.begin(self.owned(), self.carry)
+        super().begin()
         for name in ("seen", "reliable", "used"):
             self.carry[name] = torch.tensor(0)
 
@@ -102,13 +97,15 @@ class EATAOnline(Online):
         replay = None
         if self.backward == "subset":
             with torch.no_grad(), recorded_statistics(self.model) as replay:
-                logits = self.model(batch.x)
+                logits = self.logits(batch.x)
         else:
-            logits = self.model(batch.x)
-        Classify().check(logits, None)
+            logits = self.logits(batch.x)
         limit = self.margin * math.log(logits.shape[1])
         entropy = softmax_entropy(logits)
-        used = self._select(logits.detach(), entropy.detach(), limit)
+        kept = reliable_and_fresh(logits.detach(), entropy.detach(), self.carry, limit, self.div_margin)
+        used = kept.chosen
+        for name, count in (("seen", len(logits)), ("reliable", kept.reliable), ("used", len(used))):
+            self.carry[name] += count
         if len(used):
             if replay is not None:
                 with replay():
@@ -116,32 +113,13 @@ class EATAOnline(Online):
             else:
                 entropy = entropy[used]
             weight = 1 / (entropy.detach() - limit).exp()
-            loss = (entropy * weight).mean()
-            self._step(loss)
+            self._step((entropy * weight).mean())
         return logits
 
-    def _select(self, logits: Tensor, entropy: Tensor, limit: float) -> Tensor:
-        """Positions of the samples to learn from; counts them and moves their running mean prediction."""
-        started = "probabilities" in self.carry
-        mean = self.carry["probabilities"] if started else None
-        chosen = torch.nonzero(entropy < limit).flatten()
-        probabilities = logits[chosen].softmax(1)
-        self.carry["seen"] += len(logits)
-        self.carry["reliable"] += len(chosen)
-        if mean is not None:
-            fresh = F.cosine_similarity(mean[None], probabilities, dim=1).abs() < self.div_margin
-            chosen, probabilities = chosen[fresh], probabilities[fresh]
-        if len(chosen):
-            new = probabilities.mean(0)
-            self.carry["probabilities"] = new if mean is None else 0.9 * mean + (1 - 0.9) * new
-        self.carry["used"] += len(chosen)
-        return chosen
-
     def _step(self, loss: Tensor) -> None:
-        owned = self.owned()
         if self.fisher_alpha > 0:
-            loss = loss + self.fisher_alpha * _distance(owned, self.anchor(), self.carry.under("fisher"))
-        self.optimizer.minimize(loss, owned, self.carry)
+            loss = loss + self.fisher_alpha * _distance(self.owned(), self.anchor(), self.carry.under("fisher"))
+        self.descend(loss)
 
 
 def _distance(now: Mapping[str, Tensor], start: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> Tensor:

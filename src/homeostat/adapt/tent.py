@@ -30,25 +30,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from homeostat.adapt.learner import Learner
 from homeostat.core.data import Batch
 from homeostat.core.method import Card, Remedy
-from homeostat.core.online import Online
 from homeostat.core.run import Run
-from homeostat.core.task import Classify
 from homeostat.core.world import World
-from homeostat.nn.norms import batch_statistics, norm_affine
+from homeostat.nn.losses import softmax_entropy
+from homeostat.nn.norms import batch_statistics
 from homeostat.nn.optimizers import Adam, Optimizer
 
 
-def softmax_entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
-    """`H(softmax(logits))` in nats, 0 to log(classes)."""
-    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
-
-
-class TentOnline(Online):
+class TentOnline(Learner):
     """A network that lowers its entropy while it serves.
 
     Args:
@@ -57,20 +51,11 @@ class TentOnline(Online):
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer = Adam()):
-        names = norm_affine(model)
-        super().__init__(model, own=names)
-        self.optimizer = optimizer
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in names)
-        self.begin()
-
-    def begin(self) -> None:
-        self.optimizer.begin(self.owned(), self.carry)
+        super().__init__(model, optimizer)
 
     def adapt(self, batch: Batch) -> Tensor:
-        logits = self.model(batch.x)
-        Classify().check(logits, None)
-        self.optimizer.minimize(softmax_entropy(logits).mean(), self.owned(), self.carry)
+        logits = self.logits(batch.x)
+        self.descend(softmax_entropy(logits).mean())
         return logits
 
 

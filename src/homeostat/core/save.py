@@ -50,7 +50,7 @@ def save(model: nn.Module, path: str | Path, *, name: str | None = None) -> str:
     """
     path, model = Path(path), unwrap(model)
     _put_back(path)
-    if path.exists() and not (path / "model.json").is_file():
+    if _in_the_way(path):
         raise CheckpointError(f"{path} exists and is no checkpoint; choose another path")
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -93,11 +93,17 @@ def _swap(staging: Path, path: Path, tries: int = 5) -> None:
         _swap(staging, path, tries - 1)
 
 
+def _in_the_way(path: Path, looks: int = 3) -> bool:
+    """Whether something else than a checkpoint has the name; between two looks another process may swap its own in."""
+    return all(path.exists() and not (path / "model.json").is_file() for _ in range(looks))
+
+
 def _put_back(path: Path) -> None:
     """Undo a replacement that was killed between its two renames."""
     if not path.exists():
         for old in sorted(path.parent.glob(f".{path.name}.old.*"))[:1]:
-            old.rename(path)
+            with suppress(OSError):  # whoever was replacing it, or another that looked, was first
+                old.rename(path)
 
 
 def load(

@@ -11,6 +11,14 @@ from .kernels import (
     pairwise_sq as pairwise_sq,
     rbf as rbf,
 )
+from .losses import (
+    contrastive_loss as contrastive_loss,
+    marginal_entropy as marginal_entropy,
+    soft_cross_entropy as soft_cross_entropy,
+    soft_likelihood_ratio as soft_likelihood_ratio,
+    softmax_entropy as softmax_entropy,
+    symmetric_cross_entropy as symmetric_cross_entropy,
+)
 from .minilm import MiniLM as MiniLM
 from .mlp import MLP as MLP
 from .normalized import Normalized as Normalized
@@ -18,13 +26,21 @@ from .norms import (
     BlendedBatchNorm as BlendedBatchNorm,
     batch_statistics as batch_statistics,
     blend_batchnorm as blend_batchnorm,
+    grouped_statistics as grouped_statistics,
     norm_affine as norm_affine,
     recorded_statistics as recorded_statistics,
 )
 from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer
 from .places import cache_folder as cache_folder, locate as locate
+from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
+from .restoring import (
+    random_masks as random_masks,
+    restore_into as restore_into,
+    smallest_masks as smallest_masks,
+)
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers
+from .views import view_outputs as view_outputs
 from .vit import SmallViT as SmallViT

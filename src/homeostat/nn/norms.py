@@ -57,6 +57,7 @@ class BlendedBatchNorm(Part):
         self.register_buffer("num_batches_tracked", torch.tensor(0) if stored else None)
         self._recorded: list[tuple[Tensor, Tensor]] | None = None
         self._replayed: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._groups = 1
 
     @classmethod
     def like(cls, norm: _BatchNorm, blend: float = 0.0, prior: float = 0.0) -> BlendedBatchNorm:
@@ -69,6 +70,13 @@ class BlendedBatchNorm(Part):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._groups == 1:
+            return self._whole(x)
+        if len(x) % self._groups:
+            raise InputError(f"{len(x)} samples cannot be {self._groups} groups of one size")
+        return torch.cat([self._whole(part) for part in x.chunk(self._groups)])
+
+    def _whole(self, x: Tensor) -> Tensor:
         if self._replayed is not None:
             return self._normalized(x, *next(self._replayed))
         blend = self.prior / (self.prior + len(x)) if self.prior > 0 else self.blend
@@ -161,6 +169,24 @@ def recorded_statistics(model: nn.Module) -> Iterator[Replay]:
     finally:
         for layer in layers:
             layer._recorded = None
+
+
+@contextmanager
+def grouped_statistics(model: nn.Module, groups: int) -> Iterator[None]:
+    """Inside, a batch is `groups` batches of one size laid one after another, each with statistics of its own.
+
+    Raises:
+        InputError: a batch inside cannot be divided so.
+    """
+    layers = [m for m in model.modules() if isinstance(m, BlendedBatchNorm)]
+    before = [layer._groups for layer in layers]
+    for layer in layers:
+        layer._groups = groups
+    try:
+        yield
+    finally:
+        for layer, kept in zip(layers, before, strict=True):
+            layer._groups = kept
 
 
 class Replay:

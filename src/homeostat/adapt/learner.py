@@ -1,0 +1,149 @@
+"""What networks that learn while they serve have in common: which weights learn, and who teaches.
+
+- `Learner`: the network changes some of its own weights by gradient steps.
+- `MeanTeacher`: the network that serves is a slow average of a student that learns from it.
+
+Methods derive their `Online` part from one of these, and add how a batch becomes a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from homeostat.core.errors import ModelError
+from homeostat.core.fork import Pattern
+from homeostat.core.online import Online
+from homeostat.core.task import Classify
+from homeostat.core.tree import Tree
+from homeostat.nn.norms import norm_affine
+from homeostat.nn.optimizers import Adam, Optimizer
+from homeostat.nn.teacher import average_into
+
+Learn = Literal["all", "norm"]
+"""`"norm"`: scales and shifts of the normalisation layers. `"all"`: every parameter named `weight` or `bias`, which
+leaves class tokens and position embeddings out, as the usual code does."""
+
+
+def learnable(model: nn.Module, which: Learn, own: Pattern = "*") -> tuple[str, ...]:
+    """Names of the parameters that learn, among those whose name matches `own`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if which == "norm":
+        return norm_affine(model, own)
+    names = tuple(n for n, _ in model.named_parameters() if n.rpartition(".")[2] in ("weight", "bias"))
+    if not names:
+        raise ModelError(f"{type(model).__name__} has no parameter named weight or bias that could learn")
+    return names
+
+
+def logits_of(out: Tree) -> Tensor:
+    """A classifier's output, checked to be one."""
+    Classify().check(out, None)
+    assert isinstance(out, Tensor)
+    return out
+
+
+class Learner(Online, abstract=True):
+    """A network that changes some of its own weights by gradient steps while it serves.
+
+    Args:
+        model: a classifier; one's own BatchNorm statistics are already chosen.
+        optimizer: of what learns.
+        own: names of the parameters that learn; default scales and shifts of the normalisation layers.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer = Adam(), own: tuple[str, ...] | None = None):
+        names = norm_affine(model) if own is None else own
+        super().__init__(model, own=names)
+        self.optimizer = optimizer
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+        self.begin()
+
+    def begin(self) -> None:
+        self.optimizer.begin(self.owned(), self.carry)
+
+    def logits(self, x: Tree) -> Tensor:
+        """Checked outputs of the network as it is."""
+        return logits_of(self.model(x))
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the optimiser on everything that learns."""
+        self.optimizer.minimize(loss, self.owned(), self.carry)
+
+
+class MeanTeacher(Online, abstract=True):
+    """A slowly averaged teacher that serves, with the student that it averages in `carry`, below `student`.
+
+    The model *is* the teacher: `weights(model)`, saving and merging see what serves. Nothing in it asks for gradients.
+
+    Args:
+        model: the starting network; it becomes the teacher, and its learnable weights the anchor and the student.
+        optimizer: of the student.
+        average: how much of the teacher stays at each step.
+        learn: what the student learns, see `Learn`.
+        own: names in place of those that `learn` stands for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer = Adam(),
+        average: float = 0.999,
+        learn: Learn = "all",
+        own: tuple[str, ...] | None = None,
+    ):
+        super().__init__(model, own=learnable(model, learn) if own is None else own)
+        self.optimizer, self.average, self.learn = optimizer, average, learn
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        self.begin()
+
+    def begin(self) -> None:
+        owned = self.owned()
+        self.carry.put("student", {name: tensor.detach().clone() for name, tensor in owned.items()})
+        self.optimizer.begin(owned, self.carry)
+        self.carry["step"] = torch.tensor(0)
+
+    @property
+    def step(self) -> int:
+        """How many batches were learnt from."""
+        return int(self.carry["step"])
+
+    def student(self) -> dict[str, Tensor]:
+        """The student's weights, live and ready for a backward pass."""
+        return {name: tensor.requires_grad_(True) for name, tensor in self.carry.under("student").items()}
+
+    def teacher_says(self, x: Tree) -> Tensor:
+        """The teacher's logits."""
+        with torch.no_grad():
+            return logits_of(self.model(x))
+
+    def anchor_says(self, x: Tree) -> Tensor:
+        """Logits of the network as it was given."""
+        with torch.no_grad():
+            return logits_of(functional_call(self.model, self.anchor(), (x,)))
+
+    def student_says(self, student: Mapping[str, Tensor], x: Tree) -> Tensor:
+        """The student's logits, with gradients."""
+        return functional_call(self.model, dict(student), (x,))
+
+    def learn_from(self, loss: Tensor, student: Mapping[str, Tensor]) -> None:
+        """One step of the student, and then of the teacher towards it."""
+        self.optimizer.minimize(loss, student, self.carry)
+        self.follow(student)
+
+    def follow(self, student: Mapping[str, Tensor]) -> None:
+        """The teacher's step towards the student; counts it."""
+        teacher = self.owned()
+        average_into([teacher[name] for name in student], list(student.values()), self.average)
+        for tensor in student.values():
+            tensor.requires_grad_(False)
+        self.carry["step"] += 1
