@@ -6,7 +6,9 @@
 FOLDER holds clones of `mr-eggplant/EATA`, `qinenergy/cotta` and `fiveai/LAME` from GitHub, under these last names. They
 are read at run time and never installed: what they import and we lack (torchvision) is left out, and `.cuda()` does
 nothing. CoTTA's authors make views with torchvision; here both sides are given our views, made before the clock starts
-for both, so that CoTTA's ratio compares everything but the making of views, whose time is printed beside it.
+for both, so that CoTTA's ratio compares everything but the making of views, whose time is printed beside it. With
+`--own-views` each side makes its own inside the clock; that takes an environment with a torchvision, of which only the
+transforms are used, so that it need not fit the installed torch (see the head of `adapt_streams.py`).
 
 Both sides get the same batches one after the other, the order changing from round to round; the ratio is the median
 over rounds of theirs / ours in seconds (above 1 we are faster). The largest difference of their outputs is printed
@@ -124,6 +126,32 @@ class FedCoTTA(CoTTAOnline, register=False):
     def views_of(self, x: Any, step: int) -> Iterator[Tensor]:
         for _ in range(self.views):
             yield next(self.stock)
+
+
+def whole_cotta_pair(folder: Path, views: int, sure: bool) -> tuple[Call, Call]:
+    """Ours and theirs, each with views of its own making."""
+    for name in () if _ALIVE else ("nms", "qnms"):
+        _ALIVE.append(torch.library.Library("torchvision", "FRAGMENT"))
+        _ALIVE[-1].define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+    sys.path.insert(0, str(folder / "cotta/cifar"))
+    code = module(folder / "cotta/cifar/cotta.py", "authors_whole_cotta")
+    transforms = code.transforms
+    # They were written for a torchvision that had other names for two arguments.
+    code.transforms = stand_in("their_transforms", **vars(transforms))
+    code.transforms.RandomAffine = lambda resample, fillcolor, **options: transforms.RandomAffine(
+        interpolation=transforms.InterpolationMode.BILINEAR, **options
+    )
+    code.range = lambda count: range(views if count == 32 else count)
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+    net = network(torch.float32)
+    own = code.configure_model(copy.deepcopy(net))
+    theirs = code.CoTTA(
+        own, torch.optim.Adam(own.parameters(), 1e-3), mt_alpha=0.999, rst_m=0.01, ap=0 if sure else 1.1
+    )
+    return CoTTA(views=views, threshold=0.0 if sure else 1.1)(net).observe, theirs
+
+
+_ALIVE: list[Any] = []
 
 
 def cotta_pair(folder: Path | None, dtype: torch.dtype, views: int, sure: bool) -> tuple[Call, Call, Callable]:
@@ -264,6 +292,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="timed steps a row")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 200], help="of EATA; CoTTA takes the last")
     parser.add_argument("--views", type=int, default=32, help="CoTTA's views")
+    parser.add_argument("--own-views", action="store_true", help="only CoTTA, each side making its own views")
     parser.add_argument("--rows", type=int, nargs="+", default=[200, 1000, 4000], help="of LAME")
     parser.add_argument("--classes", type=int, default=10, help="of LAME")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
@@ -283,6 +312,12 @@ def main() -> None:
     if reference is None:
         print("no --reference: ours alone, beside a plain forward pass; ratio = forward / ours")
     images = noisy_images(max(options.batch) * (options.rounds + 1))
+    if options.own_views:
+        work = list(images[: options.batch[-1] * (min(options.rounds, 3) + 1)].split(options.batch[-1]))
+        for sure in (False, True):
+            title = f"CoTTA, own {options.views} views, {'anchor sure' if sure else 'unsure'}"
+            compare(title, whole_cotta_pair(reference, options.views, sure), work, None, True)  # type: ignore[arg-type]
+        return
     fisher = images[:256]
     for dtype in (torch.float64, torch.float32):
         if dtype is torch.float64 and reference is None:

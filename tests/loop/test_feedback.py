@@ -16,6 +16,7 @@ from homeostat.core.method import Card, Remedy
 from homeostat.core.run import Event, Run
 from homeostat.core.world import World
 from homeostat.fit import Fit, Recipe, Supervised
+from homeostat.loop import OnDemand
 from homeostat.nn.optimizers import Adam
 
 BLEND = BatchNormBlend(blend=0.0)
@@ -47,6 +48,24 @@ def test_labels_that_come_late_commit_what_helps_as_labels_that_come_at_once_do(
     assert loop.progress.lag == delay and "labels" in commit.content["why"]
     after = [entry for entry in trace if entry.step > commit.step]
     assert sum(e["accuracy"].value - e["frozen"].value for e in after) / len(after) > 0.2
+
+
+@pytest.mark.parametrize("delay", [0, 3])
+def test_labels_on_demand_are_few_while_it_watches_and_many_in_a_trial(problem, drift, tmp_path, delay):
+    policy = OnDemand(calm=2, trial=12)
+    with problem.loop(tmp_path / "whole", problem.net, (BLEND,)) as loop:
+        loop.run(drift, labels=policy, delay=delay)
+        (commit,), (tried,) = problem.rows(loop, "commit"), problem.rows(loop, "propose")
+        asked = {row.step: row.content.get("labels", 0) for row in problem.rows(loop, "window")}
+        whole = [row for row in problem.told(loop) if row[1] != "snapshot"]
+    in_trial = range(tried.step + 1, commit.step + 1)
+    assert all(asked[step] == (12 if step in in_trial else 2) for step in asked if step >= delay)
+    assert len(in_trial) > 0 and "labels" in commit.content["why"]
+    for steps in (tried.step + 1, len(asked)):
+        with problem.loop(tmp_path / "stopped", problem.net, (BLEND,)) as loop:
+            loop.run(drift[: steps * problem.WINDOW], labels=policy, delay=delay)
+    with problem.loop(tmp_path / "stopped", problem.net, (BLEND,)) as loop:
+        assert [row for row in problem.told(loop) if row[1] != "snapshot"] == whole
 
 
 def test_what_late_labels_count_is_what_was_said_when_the_sample_was_served(problem, drift, tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from homeostat.core.data import Batch, check_finite
 from homeostat.core.errors import InputError
 from homeostat.core.fork import Pattern, fork, matches
+from homeostat.core.layout import Layout
 from homeostat.core.part import Part
 from homeostat.core.tree import Tree, map_tree
 from homeostat.core.weights import is_carry
@@ -88,7 +89,7 @@ class Online(Part, abstract=True):
         super().__init__()
         wanted = matches(own)
         self.model = fork(model, lambda name: wanted(name) or is_carry(name)).eval()
-        self.carry = Bag()
+        self.carry, self._layout = Bag(), Layout()
         for name, tensor in self.model.state_dict().items():
             if wanted(name) and not is_carry(name):
                 self.carry[f"anchor.{name}"] = tensor.detach().clone()
@@ -122,6 +123,7 @@ class Online(Part, abstract=True):
         check_finite(made.x, "x")
         with torch.inference_mode(False), torch.enable_grad():
             made = made.map(lambda t: t.clone() if t.is_inference() else t.detach())
+            made = made.replace(x=self._layout(self.model, made.x))
             return map_tree(lambda t: t.detach(), self.adapt(made))
 
     def train(self, mode: bool = True) -> Online:

@@ -34,6 +34,7 @@ from homeostat.core.spec import Index, Spec
 from homeostat.core.world import World
 from homeostat.data.reader import Reader, below
 from homeostat.loop.alerts import Hook
+from homeostat.loop.asking import OnDemand
 from homeostat.loop.environment import from_environment
 from homeostat.loop.loop import Loop
 from homeostat.loop.network import Network
@@ -57,7 +58,7 @@ class Deployment(Spec):
         remedies: candidates, in order of preference where the record says nothing.
         simulate: shifts on which candidates' estimates are calibrated; none, or at least three.
         plan: how the loop works.
-        labels: random labels a window that the loop is shown.
+        labels: random labels a window that the loop is shown; `OnDemand` goes by what it is doing.
         delay: windows until they come.
         store: folder of the journal and the checkpoints.
         journal: database URL of the journal where it is not to lie in the store; `$NAME` is an environment variable.
@@ -76,7 +77,7 @@ class Deployment(Spec):
     remedies: tuple[Remedy, ...] = ()
     simulate: tuple[Shift, ...] = ()
     plan: Plan = Plan()
-    labels: Index = 0
+    labels: Index | OnDemand = 0
     delay: Index = 0
     store: str = "store"
     journal: str = ""

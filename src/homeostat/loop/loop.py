@@ -29,6 +29,7 @@ from homeostat.core.task import Classify, check_labels
 from homeostat.core.trace import Trace
 from homeostat.core.weights import check_weights
 from homeostat.core.world import World
+from homeostat.loop.asking import OnDemand
 from homeostat.loop.controller import Controller, Window
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import LoopState, Progress
@@ -266,13 +267,13 @@ class Loop:
 
     # -- whole streams, and what happened
 
-    def run(self, stream: Data | Any, *, labels: int = 0, delay: int = 0) -> Trace:
+    def run(self, stream: Data | Any, *, labels: int | OnDemand = 0, delay: int = 0) -> Trace:
         """Run over a stream from where the store stands, and return the trace of what was served.
 
         Args:
             stream: data in order; `meta["phase"]` (int), when there, names phases. If it has labels they judge: the
                 trace then has served and frozen accuracy, which the loop itself never sees.
-            labels: how many random labels a window are revealed to the loop.
+            labels: how many random labels a window are revealed to the loop; `OnDemand` goes by what it is doing.
             delay: how many windows later they come.
 
         Returns:

@@ -20,6 +20,7 @@ from homeostat.core.run import Event, ignore
 from homeostat.core.trace import Trace
 from homeostat.data.strings import Tokenized
 from homeostat.loop.alerts import Alerts
+from homeostat.loop.asking import OnDemand
 from homeostat.loop.deployment import Deployment, begun, check_same, deploy, kept_deployment, open_stream
 from homeostat.loop.judged import Judged
 from homeostat.loop.operate import Status, status
@@ -151,8 +152,12 @@ def write_report(store: str | Path, path: str | Path | None = None) -> Path:
 
 def _about(deployment: Deployment, trace: Trace, total: int | None) -> dict[str, Any]:
     """What a report says beside the journal: the names of phases, pictures, and what was run."""
-    shown = f"{deployment.labels} of {deployment.plan.window} a window" if deployment.labels else "none"
-    if deployment.labels and deployment.delay:
+    labels, window = deployment.labels, deployment.plan.window
+    if isinstance(labels, OnDemand):
+        shown = f"{labels.calm} of {window} a window, {labels.trial} in a trial"
+    else:
+        shown = f"{labels} of {window} a window" if labels else "none"
+    if labels and deployment.delay:
         shown += f", {deployment.delay} windows late"
     model = deployment.model if isinstance(deployment.model, str) else in_words(deployment.model)
     about = {"Network": model, "Data from before": in_words(deployment.before), "Stream": in_words(deployment.stream),

@@ -15,6 +15,7 @@ from homeostat.core.place import home
 from homeostat.core.reading import Reading
 from homeostat.core.task import check_labels
 from homeostat.core.trace import Entry, Trace
+from homeostat.loop.asking import OnDemand, wanted
 from homeostat.loop.judged import TRIED
 from homeostat.loop.verify import share_right
 
@@ -22,22 +23,23 @@ if TYPE_CHECKING:
     from homeostat.loop.loop import Loop
 
 
-def follow(loop: Loop, stream: Data, labels: int, delay: int) -> Trace:
+def follow(loop: Loop, stream: Data, labels: int | OnDemand, delay: int) -> Trace:
     """Serve a stream window by window; see `Loop.run`."""
-    for name, value in (("labels a window", labels), ("windows of delay", delay)):
-        if value < 0:
-            raise InputError(f"{name} are 0 or more; got {value}")
+    wanted(labels, loop.progress)
+    if delay < 0:
+        raise InputError(f"windows of delay are 0 or more; got {delay}")
     size = loop.plan.window
     entries, total = list[Entry](), -(-len(stream) // size)
     for batch in stream.batches(size, start=loop.progress.at * size):
         step, served = loop.progress.at, loop.progress.served
         shown, truth = torch.full((len(batch),), UNKNOWN), None if batch.y is None else home(batch.labels)
         if batch.y is not None and delay == 0:
-            shown = _revealed(loop, batch, step, labels)
+            shown = _revealed(loop, batch, step, wanted(labels, loop.progress))
         elif batch.y is not None and step >= delay:
             first = (step - delay) * size
             earlier = stream.fetch(torch.arange(first, first + size))
-            loop.feedback(_revealed(loop, earlier, step - delay, labels), earlier.id, step - delay)
+            count = wanted(labels, loop.progress)
+            loop.feedback(_revealed(loop, earlier, step - delay, count), earlier.id, step - delay)
         began = time.perf_counter()
         out = loop.step(batch.replace(y=shown))
         readings = [Reading("seconds", time.perf_counter() - began, unit="s", better="lower")]

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from homeostat.core.errors import InputError
+from homeostat.core.layout import laid_as
 from homeostat.core.spec import Fraction, NonNegative, Spec
 
 Range = tuple[float, float]
@@ -71,7 +72,7 @@ class RandomViews(Spec):
             InputError: these are no images, or their values are far from 0..1.
         """
         check_pixels(x)
-        kept = x.dtype
+        given, kept = x, x.dtype
         x = x.to(torch.promote_types(x.dtype, torch.float32)).clamp(0, 1)
         for which in torch.randperm(5, generator=generator).tolist():
             x = self._recolour(x, which, generator)
@@ -80,7 +81,7 @@ class RandomViews(Spec):
             x = x.flip(3)
         if self.noise:
             x = x + self.noise * torch.randn(x.shape, generator=generator).to(x)
-        return x.clamp(0, 1).to(kept)
+        return laid_as(x.clamp(0, 1).to(kept), given)
 
     def _recolour(self, x: Tensor, which: int, generator: torch.Generator) -> Tensor:
         limits = (self.brightness, self.contrast, self.saturation, self.hue, self.gamma)[which]
