@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.adapt import BatchNormBlend, CoTTA, PeriodicReset, Tent
+from homeostat.adapt import RMT, BatchNormBlend, CoTTA, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -50,6 +50,7 @@ REMEDIES: dict[str, list[Remedy]] = {
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
     "PeriodicReset": [PeriodicReset(Tent(), every=2)],
+    "RMT": [RMT(warmup=60, batch=20), RMT(w_src=0.0, w_con=0.0, warmup=0)],
     "RSCP": [RSCP(draws=8)],
 }
 PROBES: dict[str, list[Probe]] = {

@@ -8,6 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from homeostat.core.check import small_network
+from homeostat.core.data import Tensors
+from homeostat.core.fork import fork
+from homeostat.core.probe import prequential
+from homeostat.core.world import World
+from homeostat.fit import Fit, Recipe
+from homeostat.nn.optimizers import Adam
+
 
 def _network(kind: str = "batch", dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
@@ -60,3 +68,37 @@ def stream() -> Callable[..., list[Tensor]]:
 @pytest.fixture
 def batch_mode() -> Callable[[nn.Module], nn.Module]:
     return _batch_mode
+
+
+def _shades(count: int, seed: int, sort: bool = False, haze: float = 0.0) -> Tensors:
+    """Noisy images `[count, 1, 8, 8]` of three classes, dark, middle and bright; mixed or sorted by class."""
+    draws = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % 3
+    y = y.sort().values if sort else y[torch.randperm(count, generator=draws)]
+    x = 0.25 * y[:, None, None, None] + 0.5 * torch.rand(count, 1, 8, 8, generator=draws)
+    return Tensors((1 - haze) * x + haze, y)
+
+
+@pytest.fixture(scope="session")
+def trained() -> nn.Module:
+    """A small network that knows shades."""
+    recipe = Recipe(epochs=15, batch=32, optimizer=Adam(lr=0.02))
+    made = Fit(recipe=recipe)(fork(small_network(), own="*"), World(source=_shades(384, seed=0)))
+    assert _right(made, _shades(200, seed=9), 50) > 0.9
+    return made
+
+
+def _right(net: nn.Module, data: Tensors, batch: int) -> float:
+    """Accuracy of what a network says before it learns."""
+    seen = prequential(net, data, batch=batch)
+    return float((seen.logits.argmax(1) == seen.labels).double().mean())
+
+
+@pytest.fixture
+def shades() -> Callable[..., Tensors]:
+    return _shades
+
+
+@pytest.fixture
+def right() -> Callable[[nn.Module, Tensors, int], float]:
+    return _right

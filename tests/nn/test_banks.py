@@ -54,7 +54,7 @@ def test_a_sample_holds_different_rows_of_the_bank_and_all_of_them_in_the_end():
     bag, ring, draws = Bag(), Ring(5), torch.Generator().manual_seed(0)
     ring.add(bag, {"x": torch.arange(8)})
     some = [ring.sample(bag, 3, draws)["x"].tolist() for _ in range(20)]
-    assert all(len(set(rows)) == 3 for rows in some) and set(sum(some, [])) == {3, 4, 5, 6, 7}
+    assert all(len(set(rows)) == 3 for rows in some) and {row for rows in some for row in rows} == {3, 4, 5, 6, 7}
     assert sorted(ring.sample(bag, 9, draws)["x"].tolist()) == [3, 4, 5, 6, 7]
 
 

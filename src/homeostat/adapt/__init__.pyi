@@ -9,6 +9,7 @@ from .prior_correction import (
     PriorCorrection as PriorCorrection,
     correct_prior as correct_prior,
 )
+from .rmt import RMT as RMT, RMTOnline as RMTOnline
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
 from .source import Source as Source
 from .tent import Tent as Tent, TentOnline as TentOnline
