@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.check import small_network
-from homeostat.core.data import Tensors
+from homeostat.core.data import Batch, Tensors
 from homeostat.core.fork import fork
 from homeostat.core.probe import prequential
 from homeostat.core.world import World
@@ -53,6 +53,30 @@ def _batch_mode(net: nn.Module) -> nn.Module:
             module.track_running_stats = False
             module.running_mean = module.running_var = None
     return net
+
+
+class Noted(Tensors):
+    """Data that note which rows were fetched."""
+
+    def __init__(self, x: Tensor, y: Tensor):
+        super().__init__(x, y)
+        self.asked: list[Tensor] = []
+
+    def fetch(self, positions: Tensor) -> Batch:
+        self.asked.append(positions)
+        return super().fetch(positions)
+
+    def batches_asked(self) -> list[Batch]:
+        """All that was fetched but single rows, in order."""
+        return [super(Noted, self).fetch(rows) for rows in self.asked if len(rows) > 1]
+
+
+@pytest.fixture
+def source() -> Callable[..., Noted]:
+    def make(dtype: torch.dtype = torch.float64, count: int = 30) -> Noted:
+        return Noted(_stream(1, count, dtype, seed=8)[0], torch.arange(count) % 4)
+
+    return make
 
 
 @pytest.fixture

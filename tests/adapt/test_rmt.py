@@ -17,18 +17,6 @@ from homeostat.core.world import World
 from homeostat.nn.optimizers import SGD, Adam
 
 
-class Noted(Tensors):
-    """Data that note which rows were fetched."""
-
-    def __init__(self, x: Tensor, y: Tensor):
-        super().__init__(x, y)
-        self.asked: list[Tensor] = []
-
-    def fetch(self, positions: Tensor):
-        self.asked.append(positions)
-        return super().fetch(positions)
-
-
 def sce(z: Tensor, t: Tensor) -> Tensor:
     p, q = F.softmax(z, 1), F.softmax(t, 1)
     return (-0.5 * q * torch.log(p) - 0.5 * p * torch.log(q)).sum(1)
@@ -112,14 +100,6 @@ ADAM = (Adam(lr=1e-3), lambda p: torch.optim.Adam(p, 1e-3))
 MOMENTUM = (SGD(lr=0.01), lambda p: torch.optim.SGD(p, 0.01, 0.9))
 
 
-@pytest.fixture
-def source(stream):
-    def make(dtype: torch.dtype = torch.float64, count: int = 30) -> Noted:
-        return Noted(stream(1, count, dtype, seed=8)[0], torch.arange(count) % 4)
-
-    return make
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize(
     ("kind", "pair", "options"),
@@ -138,11 +118,11 @@ def test_equals_whole_networks_and_loops(network, stream, batch_mode, source, ki
     run, world = Run(seed=5), World(source=data)
     kit = remedy.kit(net, world, run=run)
     ours = remedy(net, kit=kit, run=run)
-    asked = [p for p in data.asked if len(p) > 1]
+    asked = data.batches_asked()
     slow = Slow(batch_mode(copy.deepcopy(net)), pair[1], remedy, kit.under("projector"))
     if remedy.w_con:
-        slow.prototypes([(data.fetch(p).x, data.fetch(p).labels) for p in asked[:3]])
-    slow.warm([data.fetch(p).x for p in asked[-remedy.warmup // remedy.batch :]] if remedy.warmup else [])
+        slow.prototypes([(b.x, b.labels) for b in asked[:3]])
+    slow.warm([b.x for b in asked[-remedy.warmup // remedy.batch :]] if remedy.warmup else [])
     for step, x in enumerate(stream(6, 12, dtype)):
         replay = ours.replayed(step) if remedy.w_src else None
         view = ours.view_of(x, step)

@@ -4,6 +4,7 @@ from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
+from .petal import PETAL as PETAL, PETALOnline as PETALOnline
 from .prior_correction import (
     PriorCorrected as PriorCorrected,
     PriorCorrection as PriorCorrection,

@@ -21,7 +21,7 @@ from homeostat.core.part import Part
 from homeostat.core.place import HOME
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
-from homeostat.core.spec import Count, Fraction, Index, Positive, Spec
+from homeostat.core.spec import Count, Fraction, Index, NonNegative, Positive, Spec
 from homeostat.fit.step import Combine, Plain, Step, Sum
 from homeostat.nn.optimizers import SGD, Optimizer
 
@@ -66,6 +66,18 @@ class Steps(Schedule):
 
     def factor(self, step: int, steps: int) -> float:
         return self.gamma ** sum(step >= fraction * steps for fraction in self.at)
+
+
+@dataclass(frozen=True)
+class Ramp(Schedule):
+    """From `start` times the base learning rate in a straight line up (or down) to it at the fraction `until`."""
+
+    start: NonNegative = 0.0
+    until: Fraction = 1.0
+
+    def factor(self, step: int, steps: int) -> float:
+        done = min(1.0, step / max(1.0, self.until * steps))
+        return self.start + (1 - self.start) * done
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ from .augment import RandomViews as RandomViews
 from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, Ring as Ring
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .estimator import Estimator as Estimator
-from .fisher import fisher_diagonal as fisher_diagonal
+from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
 from .kernels import (
     median_bandwidth as median_bandwidth,
     mmd2 as mmd2,
