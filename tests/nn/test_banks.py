@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -9,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from homeostat.core.errors import InputError
 from homeostat.core.online import Bag
 from homeostat.nn.banks import Balanced, Reservoir, Ring
+from tests.nn.plain_bank import PlainBank
 
 
 @given(st.integers(1, 9), st.lists(st.integers(1, 12), min_size=1, max_size=6))
@@ -80,51 +79,13 @@ def test_rows_of_several_lengths_and_no_room_are_refused():
         Ring(0)
 
 
-class Plain:
-    """RoTTA's bank as lists of a class each."""
-
-    def __init__(self, capacity: int, classes: int, weights: tuple[float, float]):
-        self.capacity, self.classes, self.weights = capacity, classes, weights
-        self.lists: list[list[dict]] = [[] for _ in range(classes)]
-
-    def score(self, item: dict) -> float:
-        young, sure = self.weights
-        return young * 1 / (1 + math.exp(-item["age"] / self.capacity)) + sure * item["u"] / math.log(self.classes)
-
-    def room(self, label: int, new: dict) -> bool:
-        total = sum(map(len, self.lists))
-        if len(self.lists[label]) < self.capacity / self.classes:
-            if total < self.capacity:
-                return True
-            most = max(map(len, self.lists))
-            classes = [k for k, items in enumerate(self.lists) if len(items) == most]
-        else:
-            classes = [label]
-        ranked = sorted(((self.score(item), k, i) for k in classes for i, item in enumerate(self.lists[k])))
-        if not ranked:
-            return True
-        worst, k, i = ranked[-1]
-        if worst <= self.score(new):
-            return False
-        del self.lists[k][i]
-        return True
-
-    def add(self, row: int, label: int, u: float) -> None:
-        new = {"row": row, "u": u, "age": 0}
-        if self.room(label, new):
-            self.lists[label].append(new)
-        for items in self.lists:
-            for item in items:
-                item["age"] += 1
-
-
 @settings(max_examples=40)
 @given(
     st.integers(1, 12), st.integers(2, 4), st.sampled_from([(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)]), st.integers(0, 10**6)
 )
 def test_a_balanced_bank_equals_lists_of_classes(capacity, classes, weights, seed):
     draws = torch.Generator().manual_seed(seed)
-    bag, bank, plain = Bag(), Balanced(capacity, "bank", classes, *weights), Plain(capacity, classes, weights)
+    bag, bank, plain = Bag(), Balanced(capacity, "bank", classes, *weights), PlainBank(capacity, classes, weights)
     labels = torch.randint(0, classes, (30,), generator=draws)
     labels[:10] = 0  # a stream that starts with one class
     entropy = torch.rand(30, generator=draws).mul(3).round()  # with ties

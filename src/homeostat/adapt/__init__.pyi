@@ -12,5 +12,6 @@ from .prior_correction import (
 )
 from .rmt import RMT as RMT, RMTOnline as RMTOnline
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
+from .rotta import RoTTA as RoTTA, RoTTAOnline as RoTTAOnline
 from .source import Source as Source
 from .tent import Tent as Tent, TentOnline as TentOnline

@@ -26,8 +26,10 @@ from .normalized import Normalized as Normalized
 from .norms import (
     BlendedBatchNorm as BlendedBatchNorm,
     batch_statistics as batch_statistics,
+    batchnorm_statistics as batchnorm_statistics,
     blend_batchnorm as blend_batchnorm,
     grouped_statistics as grouped_statistics,
+    moving_statistics as moving_statistics,
     norm_affine as norm_affine,
     recorded_statistics as recorded_statistics,
 )

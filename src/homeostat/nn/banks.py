@@ -175,11 +175,7 @@ class Balanced(Bank):
         for name, new in rows.items():
             every = torch.cat([old[name], new.detach().to(old[name])]) if old else new.detach()
             bag[f"{self.prefix}.row.{name}"] = every[places.to(every.device)]
-        own: dict[str, tuple[int, Any]] = {
-            "label": (0, torch.long),
-            "entropy": (1, torch.float64),
-            "age": (2, torch.long),
-        }
+        own = {"label": (0, torch.long), "entropy": (1, entropy.dtype), "age": (2, torch.long)}
         for name, (column, dtype) in own.items():
             bag[f"{self.prefix}.row.{name}"] = torch.tensor([item[column] for item in items], dtype=dtype)
         self._count(bag, count)
