@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.adapt import BatchNormBlend, CoTTA, PeriodicReset, Tent
+from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -50,6 +50,8 @@ REMEDIES: dict[str, list[Remedy]] = {
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
     "PeriodicReset": [PeriodicReset(Tent(), every=2)],
+    "RMT": [RMT(warmup=60, batch=20), RMT(w_src=0.0, w_con=0.0, warmup=0)],
+    "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
     "RSCP": [RSCP(draws=8)],
 }
 PROBES: dict[str, list[Probe]] = {
@@ -73,7 +75,7 @@ def table() -> World:
     return World(source=source, target=target, held=held)
 
 
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "ShiftKind": ShiftKind(simulations=6)}
+CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {"TIES": donors, "FeatureShift": table}
 

@@ -35,7 +35,7 @@ Reference: Wang, Fink, Van Gool, Dai, Continual test-time domain adaptation, CVP
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,7 +53,7 @@ from homeostat.core.world import World
 from homeostat.nn.augment import RandomViews
 from homeostat.nn.losses import soft_cross_entropy, symmetric_cross_entropy
 from homeostat.nn.norms import batch_statistics
-from homeostat.nn.optimizers import Adam, Optimizer
+from homeostat.nn.optimizers import Adam, Optimizer, gradients_of
 from homeostat.nn.restoring import random_masks, restore_into
 from homeostat.nn.views import view_outputs
 
@@ -85,15 +85,25 @@ class CoTTAOnline(MeanTeacher):
         super().__init__(model, optimizer, average, learn)
 
     def adapt(self, batch: Batch) -> Tensor:
-        step, anchor = self.step, self.anchor()
+        step = self.step
         confidence = self.anchor_says(batch.x).softmax(1).amax(1).mean()
         target = self._over_views(batch.x, step) if confidence < self.threshold else self.teacher_says(batch.x)
         student = self.student()
         logits = self.student_says(student, batch.x)
         each = symmetric_cross_entropy(target, logits) if self.symmetric else soft_cross_entropy(target, logits)
-        self.learn_from(each.mean(), student)
-        restore_into(student, anchor, self.masks(step))
+        gradients = gradients_of(self.drawn(each.mean(), student), student)
+        self.optimizer.update(student, gradients, self.carry)
+        self.follow(student)
+        restore_into(student, self.anchor(), self.restored(step, gradients))
         return target
+
+    def drawn(self, loss: Tensor, student: Mapping[str, Tensor]) -> Tensor:
+        """The loss with whatever draws the student to a place; here nothing does."""
+        return loss
+
+    def restored(self, step: int, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which elements of the student go back to the anchor after a step; here random ones."""
+        return self.masks(step)
 
     def views_of(self, x: Tree, step: int) -> Iterator[Tensor]:
         """The views of a batch at a step, one after another."""
@@ -102,7 +112,7 @@ class CoTTAOnline(MeanTeacher):
             yield self.augment(x, draws)  # type: ignore[arg-type]
 
     def masks(self, step: int) -> dict[str, Tensor]:
-        """For each owned tensor, which of its elements go back to the anchor at a step."""
+        """For each owned tensor, random elements at the rate of `restoring`."""
         return random_masks(self.anchor(), self.restoring, generator(self.seed, "CoTTA.restore", step))
 
     @torch.no_grad()

@@ -37,7 +37,6 @@ Reference: Niu et al., Efficient test-time model adaptation without forgetting, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -54,7 +53,7 @@ from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction, NonNegative, Positive
 from homeostat.core.tree import map_tree
 from homeostat.core.world import World
-from homeostat.nn.fisher import fisher_diagonal
+from homeostat.nn.fisher import fisher_diagonal, weighted_distance
 from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.norms import batch_statistics, norm_affine, recorded_statistics
 from homeostat.nn.optimizers import Adam, Optimizer
@@ -118,14 +117,9 @@ class EATAOnline(Learner):
 
     def _step(self, loss: Tensor) -> None:
         if self.fisher_alpha > 0:
-            loss = loss + self.fisher_alpha * _distance(self.owned(), self.anchor(), self.carry.under("fisher"))
+            away = weighted_distance(self.owned(), self.anchor(), self.carry.under("fisher"))
+            loss = loss + self.fisher_alpha * away
         self.descend(loss)
-
-
-def _distance(now: Mapping[str, Tensor], start: Mapping[str, Tensor], fisher: Mapping[str, Tensor]) -> Tensor:
-    """`sum_j F_j (theta_j - theta_0j)^2`, with all tensors as one."""
-    flat = [torch.cat([tensors[name].flatten() for name in now]) for tensors in (now, start, fisher)]
-    return (flat[2] * (flat[0] - flat[1]) ** 2).sum()
 
 
 @dataclass(frozen=True)

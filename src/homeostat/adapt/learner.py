@@ -90,6 +90,7 @@ class MeanTeacher(Online, abstract=True):
         average: how much of the teacher stays at each step.
         learn: what the student learns, see `Learn`.
         own: names in place of those that `learn` stands for.
+        moving: names of tensors that student and teacher each have, and that no gradient changes: statistics.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class MeanTeacher(Online, abstract=True):
         average: float = 0.999,
         learn: Learn = "all",
         own: tuple[str, ...] | None = None,
+        moving: tuple[str, ...] = (),
     ):
-        super().__init__(model, own=learnable(model, learn) if own is None else own)
-        self.optimizer, self.average, self.learn = optimizer, average, learn
+        super().__init__(model, own=(*(learnable(model, learn) if own is None else own), *moving))
+        self.optimizer, self.average, self.learn, self.moving = optimizer, average, learn, moving
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         self.begin()
@@ -109,7 +111,7 @@ class MeanTeacher(Online, abstract=True):
     def begin(self) -> None:
         owned = self.owned()
         self.carry.put("student", {name: tensor.detach().clone() for name, tensor in owned.items()})
-        self.optimizer.begin(owned, self.carry)
+        self.optimizer.begin(self._learning(owned), self.carry)
         self.carry["step"] = torch.tensor(0)
 
     @property
@@ -118,8 +120,9 @@ class MeanTeacher(Online, abstract=True):
         return int(self.carry["step"])
 
     def student(self) -> dict[str, Tensor]:
-        """The student's weights, live and ready for a backward pass."""
-        return {name: tensor.requires_grad_(True) for name, tensor in self.carry.under("student").items()}
+        """The student's weights that learn, live and ready for a backward pass."""
+        live = self._learning(self.carry.under("student"))
+        return {name: tensor.requires_grad_(True) for name, tensor in live.items()}
 
     def teacher_says(self, x: Tree) -> Tensor:
         """The teacher's logits."""
@@ -133,7 +136,7 @@ class MeanTeacher(Online, abstract=True):
 
     def student_says(self, student: Mapping[str, Tensor], x: Tree) -> Tensor:
         """The student's logits, with gradients."""
-        return functional_call(self.model, dict(student), (x,))
+        return logits_of(functional_call(self.model, self.carry.under("student") | dict(student), (x,)))
 
     def learn_from(self, loss: Tensor, student: Mapping[str, Tensor]) -> None:
         """One step of the student, and then of the teacher towards it."""
@@ -147,3 +150,6 @@ class MeanTeacher(Online, abstract=True):
         for tensor in student.values():
             tensor.requires_grad_(False)
         self.carry["step"] += 1
+
+    def _learning(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in tensors.items() if name not in self.moving}

@@ -66,8 +66,9 @@ class Bag(Part):
             self[f"{prefix}.{name}"] = tensor
 
 
-_KEPT = ("anchor.", "start.")
-"""What `carry` holds of the starting state; `reset` and `restore` leave it."""
+_KEPT = ("anchor.", "start.", "fixed.")
+"""What `carry` holds that never changes: the starting state, and below `fixed` what a method needs while it serves
+(prototypes, samples of the source). `reset` and `restore` leave it, and snapshots, which are many, are without it."""
 
 
 class Online(Part, abstract=True):

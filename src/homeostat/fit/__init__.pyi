@@ -1,5 +1,6 @@
 from .fit import Fit as Fit
 from .objective import Objective as Objective, Supervised as Supervised, Weighted as Weighted
+from .posterior import SWAG as SWAG, Posterior as Posterior
 from .step import (
     SAM as SAM,
     Combine as Combine,
@@ -12,6 +13,7 @@ from .step import (
 from .train import (
     Constant as Constant,
     Cosine as Cosine,
+    Ramp as Ramp,
     Recipe as Recipe,
     Schedule as Schedule,
     Steps as Steps,

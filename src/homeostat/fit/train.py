@@ -21,7 +21,7 @@ from homeostat.core.part import Part
 from homeostat.core.place import HOME
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
-from homeostat.core.spec import Count, Fraction, Index, Positive, Spec
+from homeostat.core.spec import Count, Fraction, Index, NonNegative, Positive, Spec
 from homeostat.fit.step import Combine, Plain, Step, Sum
 from homeostat.nn.optimizers import SGD, Optimizer
 
@@ -69,6 +69,18 @@ class Steps(Schedule):
 
 
 @dataclass(frozen=True)
+class Ramp(Schedule):
+    """From `start` times the base learning rate in a straight line up (or down) to it at the fraction `until`."""
+
+    start: NonNegative = 0.0
+    until: Fraction = 1.0
+
+    def factor(self, step: int, steps: int) -> float:
+        done = min(1.0, step / max(1.0, self.until * steps))
+        return self.start + (1 - self.start) * done
+
+
+@dataclass(frozen=True)
 class Recipe(Spec):
     """How to train: everything but the model, the objective and the data.
 
@@ -109,6 +121,8 @@ def train(
     *,
     run: Run = Run(),
     checkpoint: Path | None = None,
+    after: Callable[[int, int], None] | None = None,
+    carry: Bag | None = None,
 ) -> nn.Module:
     """Train a model in place and return it.
 
@@ -121,6 +135,9 @@ def train(
         run: seed, watcher and budget (`budget.seconds` stops after the epoch in which it is exceeded).
         checkpoint: a folder to resume from and to save to after every epoch; a stopped and resumed run equals an
             uninterrupted one. It is removed when training ends.
+        after: called after each step with its number, from 0, and how many steps an epoch has; such as to average
+            weights. What it keeps is in no checkpoint.
+        carry: where the optimiser's state goes, for who trains on later; default a bag of its own.
 
     Within a `torch.distributed` group each process takes its share of every batch and gradients are averaged, so
     that the result equals one process's up to rounding (BatchNorm's statistics, which are per process, aside).
@@ -135,7 +152,10 @@ def train(
         if len(data[name]) == 0:
             raise InputError(f"{name} is empty; training needs at least one sample")
     params = dict(parameters)
+    if checkpoint is not None and after is not None:
+        raise InputError("what `after` keeps is in no checkpoint, so training could not be resumed; leave one out")
     state = Training(model)
+    state.carry = state.carry if carry is None else carry
     recipe.optimizer.begin(params, state.carry)
     per_epoch = len(list(_starts(len(first), recipe.batch)))
     steps, epoch = recipe.epochs * per_epoch, 0
@@ -157,6 +177,8 @@ def train(
                 torch._foreach_mul_(gradients, float((recipe.clip / (norm + 1e-6)).clamp(max=1.0)))
             scale = recipe.schedule.factor(step, steps)
             recipe.optimizer.update(params, dict(zip(params, gradients, strict=True)), state.carry, scale=scale)
+            if after is not None:
+                after(step, per_epoch)
             run.emit("train", step, steps, epoch=epoch, **{k: float(v.detach()) for k, v in found.items()})
         epoch += 1
         if checkpoint is not None and epoch < recipe.epochs and rank == 0:

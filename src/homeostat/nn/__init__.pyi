@@ -1,7 +1,8 @@
 from .augment import RandomViews as RandomViews
+from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, Ring as Ring
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .estimator import Estimator as Estimator
-from .fisher import fisher_diagonal as fisher_diagonal
+from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
 from .kernels import (
     median_bandwidth as median_bandwidth,
     mmd2 as mmd2,
@@ -25,12 +26,14 @@ from .normalized import Normalized as Normalized
 from .norms import (
     BlendedBatchNorm as BlendedBatchNorm,
     batch_statistics as batch_statistics,
+    batchnorm_statistics as batchnorm_statistics,
     blend_batchnorm as blend_batchnorm,
     grouped_statistics as grouped_statistics,
+    moving_statistics as moving_statistics,
     norm_affine as norm_affine,
     recorded_statistics as recorded_statistics,
 )
-from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer
+from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer, gradients_of as gradients_of
 from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
@@ -42,5 +45,5 @@ from .restoring import (
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers
-from .views import view_outputs as view_outputs
+from .views import channels_last as channels_last, view_outputs as view_outputs
 from .vit import SmallViT as SmallViT

@@ -19,10 +19,11 @@ Reference: Kirkpatrick et al., Overcoming catastrophic forgetting in neural netw
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from homeostat.core.errors import InputError
@@ -56,3 +57,16 @@ def fisher_diagonal(model: nn.Module, batches: Iterable[Tree], names: Sequence[s
     if count == 0:
         raise InputError("the Fisher information needs at least one batch of inputs; there was none")
     return {name: (s / count).to(p.dtype) for name, s, p in zip(names, sums, wanted, strict=True)}
+
+
+def weighted_distance(
+    now: Mapping[str, Tensor], center: Mapping[str, Tensor], weight: Mapping[str, Tensor]
+) -> Float[Tensor, ""]:
+    """`sum_j weight_j (now_j - center_j)^2` over the elements of all tensors of `now`.
+
+    >>> one, two = {"w": torch.ones(2)}, {"w": torch.tensor([3.0, 0.0])}
+    >>> float(weighted_distance(one, two, {"w": torch.tensor([0.5, 10.0])}))
+    12.0
+    """
+    flat = [torch.cat([tensors[name].flatten() for name in now]) for tensors in (now, center, weight)]
+    return (flat[2] * (flat[0] - flat[1]) ** 2).sum()

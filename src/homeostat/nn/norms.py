@@ -58,6 +58,7 @@ class BlendedBatchNorm(Part):
         self._recorded: list[tuple[Tensor, Tensor]] | None = None
         self._replayed: Iterator[tuple[Tensor, Tensor]] | None = None
         self._groups = 1
+        self._momentum: float | None = None
 
     @classmethod
     def like(cls, norm: _BatchNorm, blend: float = 0.0, prior: float = 0.0) -> BlendedBatchNorm:
@@ -80,11 +81,14 @@ class BlendedBatchNorm(Part):
         if self._replayed is not None:
             return self._normalized(x, *next(self._replayed))
         blend = self.prior / (self.prior + len(x)) if self.prior > 0 else self.blend
-        if blend == 0 and x.numel() == x.shape[1]:
+        moving = self._momentum is not None
+        if moving:
+            blend = 1 - self._momentum  # type: ignore[operator]
+        if (blend == 0 or moving) and x.numel() == x.shape[1]:
             # One value a channel has no variance: the batch says nothing, the stored statistics must do.
             if not self.stored:
                 raise InputError("one value a channel has no batch statistics, and this layer stores none")
-            blend = 1.0
+            blend, moving = 1.0, False
         if blend == 0 and self._recorded is None:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         if blend == 1:
@@ -96,6 +100,9 @@ class BlendedBatchNorm(Part):
                 var = torch.lerp(var, self.running_var, blend)  # type: ignore[arg-type]
         if self._recorded is not None:
             self._recorded.append((mean.detach(), var.detach()))  # type: ignore[union-attr]
+        if moving:
+            self.running_mean.copy_(mean.detach())  # type: ignore[union-attr]
+            self.running_var.copy_(var.detach())  # type: ignore[union-attr]
         if mean.requires_grad or var.requires_grad:  # type: ignore[union-attr]
             return self._differentiable(x, mean, var)  # type: ignore[arg-type]
         return self._normalized(x, mean, var)  # type: ignore[arg-type]
@@ -187,6 +194,40 @@ def grouped_statistics(model: nn.Module, groups: int) -> Iterator[None]:
     finally:
         for layer, kept in zip(layers, before, strict=True):
             layer._groups = kept
+
+
+@contextmanager
+def moving_statistics(model: nn.Module, momentum: float) -> Iterator[None]:
+    """Inside, the stored statistics of each `BlendedBatchNorm` move, and are what it normalises with.
+
+    With stored mean m and batch mean m': `m <- (1 - momentum) m + momentum m'`, in place, and the same for the variance
+    (biased); gradients go through the batch's share. The model must own its statistics (`batchnorm_statistics`). One
+    value a channel moves nothing.
+
+    >>> net = blend_batchnorm(nn.BatchNorm1d(1), blend=1.0)
+    >>> with moving_statistics(net, 0.25):
+    ...     _ = net(torch.tensor([[3.0], [5.0]]))
+    >>> net.running_mean, net.running_var
+    (tensor([1.]), tensor([1.]))
+    """
+    layers = [m for m in model.modules() if isinstance(m, BlendedBatchNorm)]
+    for layer in layers:
+        layer._momentum = momentum
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._momentum = None
+
+
+def batchnorm_statistics(model: nn.Module) -> tuple[str, ...]:
+    """Names of the stored means and variances of all BatchNorm layers, in order; there may be none."""
+    return tuple(
+        f"{path}.{leaf}" if path else leaf
+        for path, module in model.named_modules()
+        if isinstance(module, BATCHNORMS) and module.running_mean is not None
+        for leaf in ("running_mean", "running_var")
+    )
 
 
 class Replay:
