@@ -10,5 +10,6 @@ from .prior_correction import (
     correct_prior as correct_prior,
 )
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
+from .roid import ROID as ROID, ROIDOnline as ROIDOnline
 from .source import Source as Source
 from .tent import Tent as Tent, TentOnline as TentOnline

@@ -30,7 +30,7 @@ from .norms import (
     norm_affine as norm_affine,
     recorded_statistics as recorded_statistics,
 )
-from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer
+from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer, gradients_of as gradients_of
 from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
@@ -39,6 +39,7 @@ from .restoring import (
     restore_into as restore_into,
     smallest_masks as smallest_masks,
 )
+from .sharpness import worst_nearby as worst_nearby
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers

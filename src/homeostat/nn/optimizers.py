@@ -59,12 +59,19 @@ class Optimizer(Spec, abstract=True):
         Raises:
             NonFiniteError: the loss is NaN or infinite; nothing is changed.
         """
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(
-                f"the loss is {loss.item()}; no step was made. Look at the inputs and the learning rate"
-            )
-        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-        self.update(parameters, dict(zip(parameters, gradients, strict=True)), state, prefix)
+        self.update(parameters, gradients_of(loss, parameters), state, prefix)
+
+
+def gradients_of(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient of a scalar loss for each parameter, 0 for one that it does not depend on.
+
+    Raises:
+        NonFiniteError: the loss is NaN or infinite.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise NonFiniteError(f"the loss is {loss.item()}; no step was made. Look at the inputs and the learning rate")
+    found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return dict(zip(parameters, found, strict=True))
 
 
 def _zeros(parameters: Mapping[str, Tensor], state: Bag, prefix: str, *kinds: str) -> None:
