@@ -1,6 +1,7 @@
 from .batchnorm_blend import BatchNormBlend as BatchNormBlend
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
+from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
@@ -11,5 +12,6 @@ from .prior_correction import (
 )
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
 from .roid import ROID as ROID, ROIDOnline as ROIDOnline
+from .sar import SAR as SAR, SAROnline as SAROnline
 from .source import Source as Source
 from .tent import Tent as Tent, TentOnline as TentOnline

@@ -58,8 +58,8 @@ def norms_but(model: nn.Module, left: tuple[str, ...]) -> tuple[str, ...]:
     remaining = tuple(name for name in norm_affine(model) if not aside(name))
     if not remaining:
         raise ModelError(
-            f"leave_out = {left!r} names every scale and shift of this {type(model).__name__}, and nothing is left that "
-            "could learn; name fewer"
+            f"leave_out = {left!r} names every scale and shift of this {type(model).__name__}, and nothing is "
+            "left that could learn; name fewer, or none: leave_out=()"
         )
     return remaining
 

@@ -1,5 +1,11 @@
 from .augment import RandomViews as RandomViews
 from .causal_transformer import CausalTransformer as CausalTransformer
+from .destroy import (
+    Destroyed as Destroyed,
+    Occluded as Occluded,
+    ShuffledPatches as ShuffledPatches,
+    ShuffledPixels as ShuffledPixels,
+)
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal
 from .kernels import (
@@ -35,6 +41,7 @@ from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
 from .restoring import (
+    put_back as put_back,
     random_masks as random_masks,
     restore_into as restore_into,
     smallest_masks as smallest_masks,
