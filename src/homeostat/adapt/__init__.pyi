@@ -14,4 +14,5 @@ from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signa
 from .roid import ROID as ROID, ROIDOnline as ROIDOnline
 from .sar import SAR as SAR, SAROnline as SAROnline
 from .source import Source as Source
+from .t3a import T3A as T3A, T3AOnline as T3AOnline
 from .tent import Tent as Tent, TentOnline as TentOnline
