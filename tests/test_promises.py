@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.adapt import BatchNormBlend, CoTTA, PeriodicReset, Tent
+from homeostat.adapt import MEMO, BatchNormBlend, CoTTA, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -73,7 +73,7 @@ def table() -> World:
     return World(source=source, target=target, held=held)
 
 
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "ShiftKind": ShiftKind(simulations=6)}
+CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {"TIES": donors, "FeatureShift": table}
 

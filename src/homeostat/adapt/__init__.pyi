@@ -4,6 +4,7 @@ from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
+from .memo import MEMO as MEMO, MEMOOnline as MEMOOnline
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
 from .prior_correction import (
     PriorCorrected as PriorCorrected,

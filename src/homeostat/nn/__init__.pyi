@@ -1,4 +1,5 @@
 from .augment import RandomViews as RandomViews
+from .augmix import AugMix as AugMix
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .destroy import (
     Destroyed as Destroyed,
