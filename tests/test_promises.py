@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.adapt import MEMO, BatchNormBlend, CoTTA, PeriodicReset, Tent
+from homeostat.adapt import MEMO, BatchNormBlend, CoTTA, PeriodicReset, Repeated, SlidingWindow, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -51,6 +51,8 @@ REMEDIES: dict[str, list[Remedy]] = {
     "LoRA": [LoRA(rank=2, convolutions=True)],
     "PeriodicReset": [PeriodicReset(Tent(), every=2)],
     "RSCP": [RSCP(draws=8)],
+    "Repeated": [Repeated(Tent(), steps=2)],
+    "SlidingWindow": [SlidingWindow(Tent(), size=5)],
 }
 PROBES: dict[str, list[Probe]] = {
     "BBSE": [BBSE(soft=True)],

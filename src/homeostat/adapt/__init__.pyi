@@ -11,9 +11,11 @@ from .prior_correction import (
     PriorCorrection as PriorCorrection,
     correct_prior as correct_prior,
 )
+from .repeated import Repeated as Repeated, RepeatedOnline as RepeatedOnline
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
 from .roid import ROID as ROID, ROIDOnline as ROIDOnline
 from .sar import SAR as SAR, SAROnline as SAROnline
+from .sliding_window import SlidingWindow as SlidingWindow, WindowedOnline as WindowedOnline
 from .source import Source as Source
 from .t3a import T3A as T3A, T3AOnline as T3AOnline
 from .tent import Tent as Tent, TentOnline as TentOnline
