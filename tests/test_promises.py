@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent
+from homeostat.adapt import MEMO, BatchNormBlend, CoTTA, PeriodicReset, Repeated, SlidingWindow, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -53,6 +54,8 @@ REMEDIES: dict[str, list[Remedy]] = {
     "RMT": [RMT(warmup=60, batch=20), RMT(w_src=0.0, w_con=0.0, warmup=0)],
     "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
     "RSCP": [RSCP(draws=8)],
+    "Repeated": [Repeated(Tent(), steps=2)],
+    "SlidingWindow": [SlidingWindow(Tent(), size=5)],
 }
 PROBES: dict[str, list[Probe]] = {
     "BBSE": [BBSE(soft=True)],
@@ -76,6 +79,7 @@ def table() -> World:
 
 
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "ShiftKind": ShiftKind(simulations=6)}
+CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {"TIES": donors, "FeatureShift": table}
 

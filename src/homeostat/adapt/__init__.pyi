@@ -1,8 +1,10 @@
 from .batchnorm_blend import BatchNormBlend as BatchNormBlend
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
+from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
+from .memo import MEMO as MEMO, MEMOOnline as MEMOOnline
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
 from .petal import PETAL as PETAL, PETALOnline as PETALOnline
 from .prior_correction import (
@@ -13,5 +15,11 @@ from .prior_correction import (
 from .rmt import RMT as RMT, RMTOnline as RMTOnline
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
 from .rotta import RoTTA as RoTTA, RoTTAOnline as RoTTAOnline
+from .repeated import Repeated as Repeated, RepeatedOnline as RepeatedOnline
+from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
+from .roid import ROID as ROID, ROIDOnline as ROIDOnline
+from .sar import SAR as SAR, SAROnline as SAROnline
+from .sliding_window import SlidingWindow as SlidingWindow, WindowedOnline as WindowedOnline
 from .source import Source as Source
+from .t3a import T3A as T3A, T3AOnline as T3AOnline
 from .tent import Tent as Tent, TentOnline as TentOnline

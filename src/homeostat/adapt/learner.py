@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from homeostat.core.errors import ModelError
-from homeostat.core.fork import Pattern
+from homeostat.core.fork import Pattern, matches
 from homeostat.core.online import Online
 from homeostat.core.task import Classify
 from homeostat.core.tree import Tree
@@ -41,6 +41,27 @@ def learnable(model: nn.Module, which: Learn, own: Pattern = "*") -> tuple[str, 
     if not names:
         raise ModelError(f"{type(model).__name__} has no parameter named weight or bias that could learn")
     return names
+
+
+TOP_LAYERS = ("*layer4*", "*blocks.9.*", "*blocks.10.*", "*blocks.11.*", "norm.*")
+"""Names of the last stage of a ResNet-50 and of the last blocks and norm of a ViT-B, whose scales and shifts SAR and
+DeYO leave alone. Networks without such names learn in all of their norm layers."""
+
+
+def norms_but(model: nn.Module, left: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the scales and shifts of the norm layers, those aside whose name matches one of `left`.
+
+    Raises:
+        ModelError: there is none, or none remains.
+    """
+    aside = matches(left)
+    remaining = tuple(name for name in norm_affine(model) if not aside(name))
+    if not remaining:
+        raise ModelError(
+            f"leave_out = {left!r} names every scale and shift of this {type(model).__name__}, and nothing is "
+            "left that could learn; name fewer, or none: leave_out=()"
+        )
+    return remaining
 
 
 def logits_of(out: Tree) -> Tensor:

@@ -23,26 +23,23 @@ test-time adaptation, NeurIPS 2023.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from homeostat.adapt.tent import Tent
+from homeostat.adapt.wrapped import Wrapped, Wrapper
 from homeostat.core.data import Batch
-from homeostat.core.errors import ModelError
-from homeostat.core.fork import fork
 from homeostat.core.method import Card, Remedy
-from homeostat.core.online import Online
 from homeostat.core.run import Run
 from homeostat.core.spec import Count
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
 
 
-class PeriodicallyReset(Online):
+class PeriodicallyReset(Wrapped):
     """An adapting network that is set back to its start every so many batches.
 
     Args:
@@ -50,15 +47,9 @@ class PeriodicallyReset(Online):
         every: batches between resets.
     """
 
-    model: Online
-
     def __init__(self, model: nn.Module, every: int = 1000):
-        if not isinstance(model, Online):
-            raise ModelError(f"only a model that adapts while it serves can be reset; {type(model).__name__} does not")
-        owned = {f"model.{name}" for name in model.anchor()}
-        super().__init__(fork(model, own=owned))
         self.every = every
-        self.begin()
+        super().__init__(model)
 
     def begin(self) -> None:
         self.carry["count"] = torch.tensor(0)
@@ -71,17 +62,9 @@ class PeriodicallyReset(Online):
             self.begin()
         return out
 
-    def snapshot(self) -> dict[str, Tensor]:
-        inner = {f"model.{name}": tensor for name, tensor in self.model.snapshot().items()}
-        return inner | {"count": self.carry["count"].clone()}
-
-    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        self.model.restore({n.removeprefix("model."): t for n, t in snapshot.items() if n.startswith("model.")})
-        self.carry["count"] = snapshot["count"].clone()
-
 
 @dataclass(frozen=True)
-class PeriodicReset(Remedy):
+class PeriodicReset(Wrapper):
     """Another remedy, reset every `every` batches.
 
     Attributes:
@@ -95,15 +78,6 @@ class PeriodicReset(Remedy):
     card: ClassVar[Card] = Card(
         paper="Press et al., RDumb, NeurIPS 2023", handles=frozenset({"covariate"}), passes=3.0, batch_coupled=True
     )
-
-    def needs(self) -> frozenset[str]:
-        return self.remedy.needs()
-
-    def prepares(self) -> frozenset[str]:
-        return self.remedy.prepares()
-
-    def prepare(self, model: nn.Module | None, world: World, run: Run) -> nn.Module | None:
-        return self.remedy.prepare(model, world, run)
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
         return PeriodicallyReset(self.remedy.apply(model, world, kit, run), self.every)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from homeostat.core.spec import Count, Positive, Spec
 from homeostat.fit.objective import total
+from homeostat.nn.sharpness import worst_nearby
 
 Losses = Callable[[], Mapping[str, Tensor]]
 
@@ -95,15 +96,8 @@ class SAM(Step):
     def gradients(self, losses, parameters, combine, generator):
         found = losses()
         ascent = combine.gradients(found, parameters, generator)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(ascent))).clamp(min=1e-12)
-        saved = [p.detach().clone() for p in parameters]
-        with torch.no_grad():
-            torch._foreach_add_(list(parameters), torch._foreach_mul(ascent, float(self.radius / norm)))
-        try:
+        with worst_nearby(parameters, ascent, self.radius):
             gradients = combine.gradients(losses(), parameters, generator)
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(list(parameters), saved)
         return found, gradients
 
 

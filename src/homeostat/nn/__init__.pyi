@@ -1,6 +1,13 @@
 from .augment import RandomViews as RandomViews
 from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, Ring as Ring
+from .augmix import AugMix as AugMix
 from .causal_transformer import CausalTransformer as CausalTransformer
+from .destroy import (
+    Destroyed as Destroyed,
+    Occluded as Occluded,
+    ShuffledPatches as ShuffledPatches,
+    ShuffledPixels as ShuffledPixels,
+)
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
 from .kernels import (
@@ -38,10 +45,12 @@ from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
 from .restoring import (
+    put_back as put_back,
     random_masks as random_masks,
     restore_into as restore_into,
     smallest_masks as smallest_masks,
 )
+from .sharpness import worst_nearby as worst_nearby
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers

@@ -121,13 +121,13 @@ class BlendedBatchNorm(Part):
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel."""
-    if x.requires_grad and torch.is_grad_enabled():
+    count = x.numel() // x.shape[1]
+    if (x.requires_grad and torch.is_grad_enabled()) or count == 1:
         var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         return mean, var
     # PyTorch's fused kernel with a momentum of 1 leaves them in its buffers, in a quarter of the time.
     mean, var = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
     F.batch_norm(x, mean, var, None, None, True, 1.0)
-    count = x.numel() // x.shape[1]
     return mean, var.mul_((count - 1) / count)
 
 

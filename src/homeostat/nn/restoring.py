@@ -50,6 +50,18 @@ def smallest_masks(values: Tensors, share: float) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def put_back(tensors: Tensors, start: Tensors) -> None:
+    """Put every tensor back to its start, in place.
+
+    >>> weight = {"w": torch.tensor([1.0, 2.0])}
+    >>> put_back(weight, {"w": torch.zeros(2)})
+    >>> weight["w"]
+    tensor([0., 0.])
+    """
+    torch._foreach_copy_(list(tensors.values()), [start[name] for name in tensors])
+
+
+@torch.no_grad()
 def restore_into(tensors: Tensors, start: Tensors, chosen: Tensors) -> None:
     """Put the chosen elements of each tensor back to their start, in place."""
     for name, mask in chosen.items():
