@@ -2,6 +2,15 @@ from .batchnorm_blend import BatchNormBlend as BatchNormBlend
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
+from .label_geometry import (
+    Loki as Loki,
+    LokiNetwork as LokiNetwork,
+    NextClass as NextClass,
+    label_distance as label_distance,
+    loki as loki,
+    loki_scores as loki_scores,
+    next_class as next_class,
+)
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
 from .prior_correction import (
