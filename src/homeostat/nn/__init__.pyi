@@ -1,4 +1,5 @@
 from .augment import RandomViews as RandomViews
+from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, Ring as Ring
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal
