@@ -2,6 +2,10 @@ from .batchnorm_blend import BatchNormBlend as BatchNormBlend
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
+from .incremental_forecaster import (
+    IncrementalForecaster as IncrementalForecaster,
+    IncrementalOnline as IncrementalOnline,
+)
 from .label_geometry import (
     Loki as Loki,
     LokiNetwork as LokiNetwork,

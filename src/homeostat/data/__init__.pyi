@@ -11,6 +11,7 @@ from .label_metric import (
     TreeMetric as TreeMetric,
     WordNetMetric as WordNetMetric,
 )
+from .link_loads import LinkLoads as LinkLoads, routes as routes
 from .pixels import Pixels as Pixels
 from .reader import (
     CIFAR10 as CIFAR10,
