@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from homeostat.core.errors import InputError, MissingPart
-from homeostat.data import wordnet
+from homeostat.data import WordNetMetric, wordnet
 from homeostat.data.wordnet import CLASSES, definition, glosses, read_synsets
 
 LICENCE = b"  1 You may use this.  \n  2 No warranty.  \n"
@@ -107,3 +107,32 @@ def test_debians_package_holds_the_published_number_of_synsets(monkeypatch):
     )
     assert nouns.classes[nouns.labels[index]] == "noun.animal"
     assert int(nouns.labels.bincount(minlength=26).min()) > 0
+
+
+def test_hypernyms_are_the_first_ones(folder):
+    lines, places = [], []
+    at = len(LICENCE)
+    pointers = [
+        "000",
+        "002 @ {0:08d} n 0000 ~ {0:08d} n 0000",
+        "003 ~ {0:08d} n 0000 @ {1:08d} n 0000 @ {0:08d} n 0000",
+    ]
+    pointers.append("001 @i {2:08d} n 0000")
+    for pointer in pointers:
+        places.append(at)
+        line = f"{at:08d} 03 n 02 word 0 other_word 1 {pointer.format(*places)} | gloss  \n"
+        lines.append(line)
+        at += len(line)
+    (folder / "data.noun").write_bytes(LICENCE + "".join(lines).encode())
+    ids = [100_000_000 + place for place in places]
+    assert wordnet.hypernyms() == {ids[0]: None, ids[1]: ids[0], ids[2]: ids[1], ids[3]: ids[2]}
+    metric = WordNetMetric((ids[3], ids[1]))
+    assert metric.distances().tolist() == [[0.0, 2.0], [2.0, 0.0]]
+    with pytest.raises(InputError, match="no noun synset"):
+        WordNetMetric((7,)).distances()
+    with pytest.raises(InputError, match="nouns and verbs"):
+        wordnet.hypernyms("adv")
+    damaged = (folder / "data.noun").read_text().replace("001 @i", "9xx @i")
+    (folder / "data.noun").write_text(damaged)
+    with pytest.raises(InputError, match="pointers"):
+        wordnet.hypernyms()

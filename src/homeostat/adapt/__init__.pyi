@@ -3,6 +3,19 @@ from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
+from .incremental_forecaster import (
+    IncrementalForecaster as IncrementalForecaster,
+    IncrementalOnline as IncrementalOnline,
+)
+from .label_geometry import (
+    Loki as Loki,
+    LokiNetwork as LokiNetwork,
+    NextClass as NextClass,
+    label_distance as label_distance,
+    loki as loki,
+    loki_scores as loki_scores,
+    next_class as next_class,
+)
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .memo import MEMO as MEMO, MEMOOnline as MEMOOnline
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset

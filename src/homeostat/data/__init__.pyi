@@ -4,6 +4,14 @@ from .fashion import fashion_mnist as fashion_mnist
 from .folders import image_folder as image_folder
 from .handwriting import digits as digits, mnist as mnist
 from .hub import huggingface as huggingface
+from .label_metric import (
+    CompleteMetric as CompleteMetric,
+    LabelMetric as LabelMetric,
+    PointMetric as PointMetric,
+    TreeMetric as TreeMetric,
+    WordNetMetric as WordNetMetric,
+)
+from .link_loads import LinkLoads as LinkLoads, routes as routes
 from .pixels import Pixels as Pixels
 from .reader import (
     CIFAR10 as CIFAR10,
@@ -21,4 +29,4 @@ from .sources import as_reader as as_reader
 from .strings import Strings as Strings
 from .tables import Table as Table, TableEncoding as TableEncoding, frame as frame
 from .tokenizers import ByteTokenizer as ByteTokenizer, WordTokenizer as WordTokenizer
-from .wordnet import glosses as glosses
+from .wordnet import glosses as glosses, hypernyms as hypernyms

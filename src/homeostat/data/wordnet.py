@@ -51,8 +51,7 @@ def glosses(part: str | None = None, examples: bool = False) -> Strings:
     """
     if part is not None and part not in PARTS:
         raise InputError(f"the part of speech is one of {', '.join(PARTS)}; got {part!r}.{nearest(part, PARTS)}")
-    elsewhere = [Path(folder)] if (folder := os.environ.get("WNSEARCHDIR")) else []
-    folder = locate("wordnet", *elsewhere, DEBIAN, ways="on Debian: apt install wordnet-base")
+    folder = _folder()
     wanted = [i for i, name in enumerate(CLASSES) if part is None or name.startswith(part)]
     number = {file: label for label, file in enumerate(wanted)}
     texts: list[str] = []
@@ -66,6 +65,42 @@ def glosses(part: str | None = None, examples: bool = False) -> Strings:
             labels.append(number[file])
             ids.append(_SYNSETS[name] + offset)
     return Strings(texts, labels, tuple(CLASSES[i] for i in wanted), ids)
+
+
+def _folder() -> Path:
+    elsewhere = [Path(folder)] if (folder := os.environ.get("WNSEARCHDIR")) else []
+    return locate("wordnet", *elsewhere, DEBIAN, ways="on Debian: apt install wordnet-base")
+
+
+def hypernyms(part: str = "noun") -> dict[int, int | None]:
+    """For each synset of nouns or verbs its first hypernym (what it is a kind of); None for those that have none.
+
+    Numbers are those of `glosses`. Where a synset is a kind of several others, WordNet's first one counts, so that what
+    is left is a tree; for a single thing (Paris) it is what it is an instance of.
+
+    Raises:
+        MissingPart: WordNet is nowhere. InputError: another part of speech, or a file is damaged.
+    """
+    if part not in ("noun", "verb"):
+        raise InputError(f"nouns and verbs have hypernyms; got {part!r}")
+    first = _SYNSETS[part]
+    found: dict[int, int | None] = {}
+    for offset, pointers in _read_pointers(_folder() / f"data.{part}"):
+        above = next((place for kind, place, other in pointers if kind in ("@", "@i") and other == part[0]), None)
+        found[first + offset] = None if above is None else first + above
+    return found
+
+
+def _read_pointers(path: Path) -> Iterator[tuple[int, list[tuple[str, int, str]]]]:
+    """`(place, [(kind of pointer, place that it points to, part of speech)])` of every synset of a `data.*` file."""
+    for offset, _, words, _ in _read_lines(path):
+        try:
+            start = 4 + 2 * int(words[3], 16)  # behind the synset's words, each with a number
+            fields = words[start + 1 : start + 1 + 4 * int(words[start])]
+            found = [(fields[i], int(fields[i + 1]), fields[i + 2]) for i in range(0, len(fields), 4)]
+        except (ValueError, IndexError):
+            raise InputError(f"{path}: the pointers of the synset at byte {offset} are damaged. Get it again") from None
+        yield offset, found
 
 
 def definition(gloss: str) -> str:
@@ -85,6 +120,12 @@ def read_synsets(path: Path) -> Iterator[tuple[int, int, str]]:
     Raises:
         MissingPart: no such file. InputError: truncated or damaged; the text names the line.
     """
+    for offset, file, _, gloss in _read_lines(path):
+        yield offset, file, gloss
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, int, list[str], str]]:
+    """`(place, number of the lexicographer file, all words before the gloss, gloss)` of every synset."""
     if not path.is_file():
         raise MissingPart(f"there is no {path}, which is part of WordNet; on Debian: apt install wordnet-base")
     place = 0
@@ -93,14 +134,15 @@ def read_synsets(path: Path) -> Iterator[tuple[int, int, str]]:
         for row, line in enumerate(file, start=1):
             if not line.startswith(b"  "):  # the licence is indented
                 head, bar, gloss = line.partition(b" | ")
-                fields = head.split(None, 3)
-                whole = bar and len(fields) == 4 and fields[1].isdigit() and line.endswith(b"\n")
-                if not whole or fields[0] != b"%08d" % place:
+                words = head.split()
+                whole = bar and len(words) >= 4 and words[1].isdigit() and line.endswith(b"\n")
+                if not whole or words[0] != b"%08d" % place:
                     raise InputError(
                         f"{path}, line {row}: a whole synset at byte {place} is wanted, {line[:40]!r} came; "
                         "the file is truncated or damaged. Get it again"
                     )
-                yield place, int(fields[1]), gloss.decode("ascii", "replace").strip()
+                text = [word.decode("ascii", "replace") for word in words]
+                yield place, int(words[1]), text, gloss.decode("ascii", "replace").strip()
                 found += 1
             place += len(line)
     if not found:

@@ -19,6 +19,7 @@ from .kernels import (
     pairwise_sq as pairwise_sq,
     rbf as rbf,
 )
+from .liquid import LTC as LTC, CfC as CfC, Recurrent as Recurrent
 from .losses import (
     contrastive_loss as contrastive_loss,
     marginal_entropy as marginal_entropy,
