@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help demo test nightly lint docs claims harm bench data programs clean
 
 PYTHON ?= python3
-EXTRAS ?= datasets,dev,docs,ot,postgres,ray,report,text
+EXTRAS ?= datasets,dev,docs,ot,postgres,ray,report,serve,text
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2

@@ -10,6 +10,7 @@ from torch import nn
 
 from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent
 from homeostat.adapt import MEMO, BatchNormBlend, CoTTA, PeriodicReset, Repeated, SlidingWindow, Tent
+from homeostat.adapt import CEMA, BatchNormBlend, CoTTA, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -41,8 +42,16 @@ def donors() -> World:
     return small_world().replace(models=made)
 
 
+def with_a_cloud() -> World:
+    strong = small_network()
+    with torch.no_grad():
+        strong[5].weight *= 2
+    return small_world().replace(models={"cloud": strong})
+
+
 REMEDIES: dict[str, list[Remedy]] = {
     "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
+    "CEMA": [CEMA(), CEMA(high=1.0, div_margin=1.1, batch=8, replay=20, replay_from=12)],
     "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
     "Fit": [
         Fit(recipe=Recipe(batch=16)),
@@ -81,7 +90,7 @@ def table() -> World:
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "ShiftKind": ShiftKind(simulations=6)}
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {"TIES": donors, "FeatureShift": table}
+WORLDS = {"TIES": donors, "CEMA": with_a_cloud, "FeatureShift": table}
 
 
 def cases(kind: type, made: dict) -> list:

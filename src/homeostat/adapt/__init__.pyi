@@ -1,4 +1,9 @@
 from .batchnorm_blend import BatchNormBlend as BatchNormBlend
+from .cema import CEMA as CEMA
+from .cema_cloud import CEMACloud as CEMACloud
+from .cema_edge import CEMAEdge as CEMAEdge
+from .cema_link import CEMAInProcess as CEMAInProcess, CEMALink as CEMALink, CEMAOverHTTP as CEMAOverHTTP
+from .cema_messages import LinkDown as LinkDown, Message as Message, OutOfStep as OutOfStep
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from homeostat.cli import bench, catalogue, claims, files, methods, records, serving, trying
+from homeostat.cli import bench, catalogue, claims, clouds, files, methods, records, serving, trying
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -26,6 +26,7 @@ app.command(rich_help_panel=_SERVE)(records.history)
 app.command(rich_help_panel=_SERVE)(records.why)
 app.command(rich_help_panel=_SERVE)(records.rollback)
 app.command(rich_help_panel=_SERVE)(records.report)
+app.command(rich_help_panel=_SERVE)(clouds.cloud)
 app.command(rich_help_panel=_TRY)(trying.probe)
 app.add_typer(
     typer.Typer(cls=trying.Remedies, no_args_is_help=True), name="apply", rich_help_panel=_TRY,

@@ -44,6 +44,12 @@ from .norms import (
 from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer, gradients_of as gradients_of
 from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
+from .renormalized import (
+    RenormalizedBatchNorm as RenormalizedBatchNorm,
+    moving_statistics as moving_statistics,
+    norm_state as norm_state,
+    renormalize_batchnorm as renormalize_batchnorm,
+)
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
 from .restoring import (
     put_back as put_back,

@@ -94,7 +94,7 @@ class BlendedBatchNorm(Part):
         if blend == 1:
             mean, var = self.running_mean, self.running_var
         else:
-            mean, var = _moments(x)
+            mean, var = moments(x)
             if blend > 0:
                 mean = torch.lerp(mean, self.running_mean, blend)  # type: ignore[arg-type]
                 var = torch.lerp(var, self.running_var, blend)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ class BlendedBatchNorm(Part):
         return x * scale.view(shape) + shift.view(shape)
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel."""
     count = x.numel() // x.shape[1]
     if (x.requires_grad and torch.is_grad_enabled()) or count == 1:
