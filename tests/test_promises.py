@@ -8,9 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent
-from homeostat.adapt import MEMO, BatchNormBlend, CoTTA, PeriodicReset, Repeated, SlidingWindow, Tent
-from homeostat.adapt import CEMA, BatchNormBlend, CoTTA, PeriodicReset, Tent
+from homeostat.adapt import (
+    CEMA,
+    MEMO,
+    PETAL,
+    RMT,
+    BatchNormBlend,
+    CoTTA,
+    PeriodicReset,
+    Repeated,
+    RoTTA,
+    SlidingWindow,
+    Tent,
+)
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world

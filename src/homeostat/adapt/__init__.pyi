@@ -30,12 +30,11 @@ from .prior_correction import (
     PriorCorrection as PriorCorrection,
     correct_prior as correct_prior,
 )
+from .repeated import Repeated as Repeated, RepeatedOnline as RepeatedOnline
 from .rmt import RMT as RMT, RMTOnline as RMTOnline
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
-from .rotta import RoTTA as RoTTA, RoTTAOnline as RoTTAOnline
-from .repeated import Repeated as Repeated, RepeatedOnline as RepeatedOnline
-from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
 from .roid import ROID as ROID, ROIDOnline as ROIDOnline
+from .rotta import RoTTA as RoTTA, RoTTAOnline as RoTTAOnline
 from .sar import SAR as SAR, SAROnline as SAROnline
 from .sliding_window import SlidingWindow as SlidingWindow, WindowedOnline as WindowedOnline
 from .source import Source as Source

@@ -1,6 +1,6 @@
 from .augment import RandomViews as RandomViews
-from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, Ring as Ring
 from .augmix import AugMix as AugMix
+from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, Ring as Ring
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .destroy import (
     Destroyed as Destroyed,
