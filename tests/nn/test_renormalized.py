@@ -10,7 +10,7 @@ from homeostat.nn import (
     BlendedBatchNorm,
     RenormalizedBatchNorm,
     batch_statistics,
-    moving_statistics,
+    following_statistics,
     norm_state,
     renormalize_batchnorm,
 )
@@ -66,12 +66,12 @@ def test_statistics_move_only_when_asked_and_after_they_were_used(learns):
     ours = renormalize_batchnorm(norm)
     before, state = ours(x).detach(), {n: b.clone() for n, b in ours.named_buffers()}
     assert all(torch.equal(b, state[n]) for n, b in ours.named_buffers())
-    with torch.set_grad_enabled(learns), moving_statistics(ours, "follow"):
+    with torch.set_grad_enabled(learns), following_statistics(ours, "follow"):
         assert torch.allclose(ours(x).detach(), before, rtol=0, atol=1e-12)
     for name, now in (("running_mean", x.mean((0, 2, 3))), ("running_var", x.var((0, 2, 3), unbiased=True))):
         expected = 0.9 * state[name] + 0.1 * now
         assert torch.allclose(getattr(ours, name), expected, rtol=0, atol=1e-12)
-    with torch.set_grad_enabled(learns), moving_statistics(ours, "start"):
+    with torch.set_grad_enabled(learns), following_statistics(ours, "start"):
         started = ours(x).detach()
     whole = (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), keepdim=True) + norm.eps).sqrt()
     expected = whole * norm.weight.view(1, 3, 1, 1) + norm.bias.view(1, 3, 1, 1)
@@ -81,7 +81,7 @@ def test_statistics_move_only_when_asked_and_after_they_were_used(learns):
 def test_one_value_a_channel_is_normalised_by_what_is_there():
     ours = renormalize_batchnorm(nn.BatchNorm1d(2).eval())
     x = torch.tensor([[4.0, -2.0]])
-    with moving_statistics(ours, "start"):
+    with following_statistics(ours, "start"):
         out = ours(x)
     assert torch.allclose(out, x, atol=1e-4) and torch.equal(ours.running_mean, torch.zeros(2))
 

@@ -27,7 +27,7 @@ from homeostat.nn.banks import Ring
 from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.norms import norm_affine
 from homeostat.nn.optimizers import SGD, Optimizer
-from homeostat.nn.renormalized import Moving, RenormalizedBatchNorm, moving_statistics, norm_state
+from homeostat.nn.renormalized import Moving, RenormalizedBatchNorm, following_statistics, norm_state
 
 TEACHER, EDGE = "teacher", "edge"
 _LEARNT = (TEACHER, EDGE, f"{TEACHER}_optimizer", f"{EDGE}_optimizer", "started")
@@ -187,7 +187,7 @@ class CEMACloud(Part):
         return entropy, (self.high * math.log(logits.shape[1]) - entropy.detach()).exp()
 
     def _says(self, which: str, network: nn.Module, x: Tensor, moving: Moving) -> Tensor:
-        with moving_statistics(network, moving):
+        with following_statistics(network, moving):
             return functional_call(network, self.carry.under(which), (x,))
 
     def _networks(self) -> tuple[tuple[str, nn.Module, Optimizer], ...]:

@@ -21,7 +21,7 @@ from homeostat.core.errors import InputError
 from homeostat.core.online import Online
 from homeostat.core.place import home
 from homeostat.nn.losses import softmax_entropy
-from homeostat.nn.renormalized import RenormalizedBatchNorm, moving_statistics, norm_state
+from homeostat.nn.renormalized import RenormalizedBatchNorm, following_statistics, norm_state
 
 Statistics = Literal["first", "stored"]
 COUNTS = (
@@ -90,7 +90,7 @@ class CEMAEdge(Online):
         x = batch.x
         if not isinstance(x, Tensor):
             raise InputError(f"CEMA sends samples that are one tensor; these are a {type(x).__name__}")
-        with moving_statistics(self.model, "stay" if int(self.carry["started"]) else "start"):
+        with following_statistics(self.model, "stay" if int(self.carry["started"]) else "start"):
             logits = logits_of(self.model(x))
         self.carry["started"] = torch.tensor(1)
         chosen = self._chosen(logits)

@@ -64,7 +64,6 @@ from homeostat.nn.losses import contrastive_loss, symmetric_cross_entropy
 from homeostat.nn.norms import batch_statistics
 from homeostat.nn.optimizers import Adam, Optimizer, gradients_of
 from homeostat.nn.prototypes import class_prototypes
-from homeostat.nn.views import channels_last
 
 _MOST = 100_000  # source samples that prototypes are taken from
 
@@ -117,7 +116,7 @@ class RMTOnline(MeanTeacher):
     def adapt(self, batch: Batch) -> Tensor:
         step, student = self.step, self.student()
         projector = {name: t.requires_grad_(True) for name, t in self.carry.under("projector").items()}
-        x, seen = channels_last(batch.x), channels_last(self.view_of(batch.x, step))
+        x, seen = batch.x, self.view_of(batch.x, step)
         taught = self.teacher_says(x)
         logits, features = self._features(student, x)
         viewed, view_features = self._features(student, seen)
@@ -148,7 +147,7 @@ class RMTOnline(MeanTeacher):
         steps = -(-samples // self.batch)
 
         def losses(batches: Any, now: Run) -> dict[str, Tensor]:
-            x = channels_last(there(batches["source"].x, self.model))
+            x = self.laid_out(there(batches["source"].x, self.model))
             return {"agree": symmetric_cross_entropy(self.teacher_says(x), self.student_says(self.student(), x)).mean()}
 
         def follow(step: int, per_epoch: int) -> None:
@@ -164,7 +163,7 @@ class RMTOnline(MeanTeacher):
 
     def _replayed(self, student: dict[str, Tensor], step: int) -> Tensor:
         x, y = self.replayed(step)
-        return F.cross_entropy(self.student_says(student, channels_last(x)), y)
+        return F.cross_entropy(self.student_says(student, self.laid_out(x)), y)
 
     def _learn(self, loss: Tensor, student: dict[str, Tensor], projector: dict[str, Tensor]) -> None:
         moving = student | {f"projector.{name}": tensor for name, tensor in projector.items()}

@@ -124,8 +124,12 @@ class Online(Part, abstract=True):
         check_finite(made.x, "x")
         with torch.inference_mode(False), torch.enable_grad():
             made = made.map(lambda t: t.clone() if t.is_inference() else t.detach())
-            made = made.replace(x=self._layout(self.model, made.x))
+            made = made.replace(x=self.laid_out(made.x))
             return map_tree(lambda t: t.detach(), self.adapt(made))
+
+    def laid_out(self, x: Tree) -> Tree:
+        """Inputs in the layout in which the network is fastest; what `adapt` is given lies so already."""
+        return self._layout(self.model, x)
 
     def train(self, mode: bool = True) -> Online:
         """Stays in evaluation mode: adaptation is `observe`, not a training flag."""

@@ -46,7 +46,7 @@ from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .renormalized import (
     RenormalizedBatchNorm as RenormalizedBatchNorm,
-    moving_statistics as moving_statistics,
+    following_statistics as following_statistics,
     norm_state as norm_state,
     renormalize_batchnorm as renormalize_batchnorm,
 )

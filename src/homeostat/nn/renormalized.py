@@ -6,7 +6,7 @@ gradients and unsteady outputs. With the batch's mean m and deviation s (unbiase
     r = s / s0,    d = (m - m0) / s0    (no gradient through either),    out = weight (((x - m) / s) r + d) + bias
 
 Forward this is normalising by m0 and s0, so that a sample's output does not depend on its batch; backward it is batch
-normalisation. What happens to the moving statistics is said by `moving_statistics`, and by nothing else:
+normalisation. What happens to the moving statistics is said by `following_statistics`, and by nothing else:
 
 - outside it they stay;
 - `"follow"`: after they were used, m0 <- m0 + momentum (m - m0), and the variance likewise;
@@ -18,7 +18,7 @@ A layer that sees one value a channel can neither start nor follow, and uses wha
 >>> plain = net(x)
 >>> bool(torch.allclose(plain, x / (1 + 1e-5) ** 0.5))
 True
->>> with torch.no_grad(), moving_statistics(net, "start"):
+>>> with torch.no_grad(), following_statistics(net, "start"):
 ...     started = net(x)
 >>> bool(started.mean().abs() < 1e-6), bool(torch.allclose(net.running_mean, x.mean(0)))
 (True, True)
@@ -121,7 +121,7 @@ def renormalize_batchnorm(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def moving_statistics(model: nn.Module, moving: Moving) -> Iterator[None]:
+def following_statistics(model: nn.Module, moving: Moving) -> Iterator[None]:
     """Inside, the moving statistics of one's own model follow its batches, or start from them."""
     layers = [m for m in model.modules() if isinstance(m, RenormalizedBatchNorm)]
     for layer in layers:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.tree import Tree, map_tree
 from homeostat.nn.norms import grouped_statistics
 
 TOGETHER = 64
@@ -53,8 +52,3 @@ def view_outputs(
     if held:
         go()
     return torch.stack(made)
-
-
-def channels_last(x: Tree) -> Tree:
-    """Images with their channels innermost in memory: the same numbers, and faster convolutions on many processors."""
-    return map_tree(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t, x)
