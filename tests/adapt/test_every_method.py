@@ -1,0 +1,76 @@
+"""Every method of adaptation on what streams and networks there are, beside the promises of `tests/test_promises.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from homeostat.core import spec
+from homeostat.core.check import check_remedy, small_network, small_world
+from homeostat.core.data import Tensors
+from homeostat.core.errors import ModelError
+from homeostat.core.method import Remedy
+from homeostat.core.online import Online
+from homeostat.core.run import Run
+from homeostat.core.world import World
+from tests.test_promises import CHEAPER, REMEDIES, WORLDS
+
+BATCHNORM_ONLY = {"BatchNormBlend"}
+"""Methods that are about the statistics of batches, and refuse networks that have none."""
+
+
+def network(kind: str) -> nn.Module:
+    """The small network of the checks, with another normalisation."""
+    net: Any = small_network()
+    if kind != "batch":
+        net[1] = nn.GroupNorm(2, 4) if kind == "group" else nn.LayerNorm([4, 8, 8])
+    return net.eval()
+
+
+def methods() -> list[Remedy]:
+    found: list[Remedy] = []
+    for cls in spec.registered(Remedy):
+        if cls.__module__.startswith("homeostat.adapt.") and not getattr(cls, "__abstractmethods__", None):
+            found += REMEDIES.get(cls.__name__) or [CHEAPER.get(cls.__name__) or cls()]
+    return found
+
+
+METHODS = [pytest.param(method, id=f"{type(method).__name__}-{i}") for i, method in enumerate(methods())]
+
+
+def world_of(method: Remedy) -> World:
+    return WORLDS.get(type(method).__name__, small_world)()
+
+
+@pytest.mark.parametrize("kind", ["group", "layer"])
+@pytest.mark.parametrize("method", METHODS)
+def test_networks_without_batch_statistics_are_served_as_promised_or_refused_with_the_reason(method: Remedy, kind: str):
+    if type(method).__name__ in BATCHNORM_ONLY:
+        with pytest.raises(ModelError, match="BatchNorm"):
+            method(network(kind), world_of(method))
+        return
+    check_remedy(method, network(kind), world_of(method), dtypes=(torch.bfloat16,))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stream_sorted_by_class_leaves_a_network_that_answers(method: Remedy):
+    """Whatever it costs in accuracy, nothing becomes NaN, and a reset undoes it."""
+    world = world_of(method)
+    made = method(small_network(), world, run=Run(seed=1))
+    assert world.target is not None
+    data = world.target.load()
+    order = data.labels.argsort() if data.y is not None else torch.arange(len(data))
+    batches = list(Tensors(data.x[order], None, data.id[order]).batches(8))  # type: ignore[index]
+    with torch.no_grad():
+        fresh = made(batches[0].x)
+    for batch in batches * 4:
+        out = made.observe(batch) if isinstance(made, Online) else made(batch.x)
+        assert bool(torch.isfinite(torch.as_tensor(out)).all())
+    if isinstance(made, Online):
+        assert all(bool(torch.isfinite(t).all()) for t in made.state_dict().values() if t.is_floating_point())
+        made.reset()
+        with torch.no_grad():
+            assert torch.equal(made(batches[0].x), fresh)
