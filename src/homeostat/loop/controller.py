@@ -6,8 +6,7 @@ The controller decides and keeps no books: it says what it does, and the loop wr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,35 +28,13 @@ from homeostat.loop.repertoire import Repertoire
 from homeostat.loop.scores import mean_entropy
 from homeostat.loop.trial import judge
 from homeostat.loop.verify import attempt, guard
+from homeostat.loop.window import Window
 
 Say = Callable[[str, dict[str, Any], nn.Module | None], None]
 """Told what happened: kind, content, and the model that is served from then on, where it is a switch."""
 
 HOME = {"none": 1.0}
 """What is known of the kind of shift where nothing stands out from the data from before."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A window that was served.
-
-    Attributes:
-        batch: what came, on the CPU; `y` are labels, `UNKNOWN` where they have not come.
-        there: its inputs where the networks lie, without labels.
-        out: logits that were served.
-        seen: the frozen network's outputs.
-        failed: why what is served could not answer, or empty.
-        ms: how long serving took.
-        late: labels of earlier windows that have come: labels, ids, and the window or None.
-    """
-
-    batch: Batch
-    there: Batch
-    out: Tensor
-    seen: Outputs
-    failed: str = ""
-    ms: float = 0.0
-    late: Sequence[tuple[Tensor, Tensor, int | None]] = ()
 
 
 class Controller:
@@ -145,6 +122,8 @@ class Controller:
             said["frozen_right"] = int(arrived.frozen.sum())
         if arrived.lost:
             said["lost"] = arrived.lost
+        if window.hedged:
+            said["hedged"] = window.hedged
         if window.failed:
             said["failed"] = window.failed
             self.run.emit("failure", self.progress.at, served=self.progress.served, text=window.failed)

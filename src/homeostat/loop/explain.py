@@ -134,9 +134,13 @@ def _answering(rows: Sequence[Row], first: Row | None, answers: bool = False) ->
 def _failed(rows: Sequence[Row], step: int) -> list[str]:
     """That what was served could not answer at a window, where it was so."""
     window = next((row for row in rows if row.kind == "window" and row.step == step), None)
-    if window is None or not window.content.get("failed"):
+    if window is None:
         return []
     who = _capital(wording.called(window.content.get("served")))
+    if hedged := window.content.get("hedged"):
+        return [f"The network as deployed answered window {step:,} in place of {who}, because {hedged}."]
+    if not window.content.get("failed"):
+        return []
     return [f"{who} could not answer at window {step:,}; the network as deployed answered instead."]
 
 

@@ -30,7 +30,8 @@ from homeostat.core.trace import Trace
 from homeostat.core.weights import check_weights
 from homeostat.core.world import World
 from homeostat.loop.asking import OnDemand
-from homeostat.loop.controller import Controller, Window
+from homeostat.loop.controller import Controller
+from homeostat.loop.hedge import doubt
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import LoopState, Progress
 from homeostat.loop.repertoire import Repertoire, labelled_before
@@ -39,6 +40,7 @@ from homeostat.loop.sensor import Sensor
 from homeostat.loop.store import SWITCHES, Row, Store
 from homeostat.loop.stream import follow
 from homeostat.loop.verify import attempt
+from homeostat.loop.window import Window
 
 
 class Loop:
@@ -95,7 +97,7 @@ class Loop:
         self._rows: list[Row] = []
         self._late: list[tuple[Tensor, Tensor, int | None]] = []
         self.seen: Outputs | None = None
-        self._now: tuple[Batch, Batch, Tensor, str, float, Outputs | None] | None = None
+        self._now: tuple[Batch, Batch, Tensor, str, str, float, Outputs | None] | None = None
         try:
             self.repertoire = Repertoire(remedies, self.sensor, world, data, before, simulate, plan, self.setup)
             self.controller = Controller(self.frozen, before, self.repertoire, plan, self.setup, self._say)
@@ -179,7 +181,8 @@ class Loop:
         """Serve a window: predictions at once, from the served model, on the CPU; an online one learns from the inputs.
 
         Should the served model fail, or give NaN or infinity, the frozen network's predictions are served instead, and
-        `learn` rolls back.
+        `learn` rolls back. So they are for a window that is unlike those on which what is served was verified, see
+        `Plan.hedge`.
 
         Raises:
             NonFiniteError: NaN or infinity in the inputs, or given by the frozen network.
@@ -191,17 +194,22 @@ class Loop:
         check_finite(made.x, "x")
         if made.y is not None:
             check_labels(made.labels, self.classes, "y", (len(made),))
-        began, seen, failed = time.perf_counter(), None, ""
+        began, seen, failed, hedged = time.perf_counter(), None, "", ""
         there = made.replace(y=None).to(device_of(self.frozen))
         if self.progress.served == "source":
             seen = self.sensor(made, there.x)
             out: Tensor | None = seen.logits
         else:
             out, failed, _ = attempt(self.state.served, there)
-        if out is None:
-            seen = self.sensor(made, there.x)
+            if out is None or self.plan.hedge:
+                seen = self.sensor(made, there.x)
+            if out is not None and seen is not None:
+                made_of = (self.plan, self.progress, self.repertoire, self.state.carry)
+                hedged = doubt(*made_of, out, seen)
+        if out is None or hedged:
+            assert seen is not None
             out = seen.logits
-        self._now = (made, there, out, failed, 1000 * (time.perf_counter() - began), seen)
+        self._now = (made, there, out, failed, hedged, 1000 * (time.perf_counter() - began), seen)
         return out
 
     def step(self, batch: Batch | Any) -> Tensor:
@@ -237,13 +245,13 @@ class Loop:
         """
         if self._now is None:
             raise InputError("there is no served window to learn from; call predict first")
-        (made, there, out, failed, ms, seen), self._now = self._now, None
+        (made, there, out, failed, hedged, ms, seen), self._now = self._now, None
         labels = made.y if isinstance(made.y, Tensor) else torch.full((len(made),), UNKNOWN)
         seen = self.sensor(made, there.x) if seen is None else seen
         late, self._late = self._late, []
         self.seen = seen
         batch = made.replace(y=labels.long(), meta={}).to(HOME)
-        self.controller.turn(Window(batch, there.replace(meta={}), out, seen, failed, ms, late))
+        self.controller.turn(Window(batch, there.replace(meta={}), out, seen, failed, hedged, ms, late))
         kinds = {row.kind for row in self._rows}
         if self.progress.at % self.plan.snapshot == 0 or kinds & set(SWITCHES):
             self.snapshot()

@@ -264,6 +264,24 @@ class Monitor(Spec):
         return made | {"all": {"capital": _short(_average(kept)), "threshold": self.run_length}}
 
 
+def evidence_of_one(monitor: Monitor, seen: Outputs | Any, state: Bag) -> float:
+    """Evidence of a window alone that it is unlike the reference; its mean is at most 1 where it is like it."""
+    kept = state.under("monitor")
+    layout = _layout(kept)
+    found, values = Scores(_under(kept, "sensor")).read(seen, layout.columns)
+    if not found.widths:
+        return 0.0
+    alike, lengths = kept.get("alike"), [monitor.block or len(seen)] * len(found.widths)
+    if not monitor.block and alike is not None and len(alike) == len(lengths) + 1:
+        lengths = block_lengths(alike, len(seen))
+    capital = torch.zeros_like(kept["capital"])
+    for (name, width), length in zip(found.widths, lengths, strict=True):
+        part = layout_of(((name, width),))
+        observed = part.observed(block_means(values[part.of(found.columns)], length))
+        _bet(capital, kept["bounds"], part.of(layout.detectors), observed)
+    return _average(kept | {"capital": capital})
+
+
 def _under(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: tensor for name, tensor in kept.items() if name.startswith(prefix + ".")}
 

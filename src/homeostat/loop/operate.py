@@ -160,6 +160,8 @@ def in_short(row: Row) -> str:
         who = f"answered by {named('served')}"
         if said.get("failed"):
             who = f"answered by {DEPLOYED}, because {named('served')} could not: {said['failed']}"
+        elif said.get("hedged"):
+            who = f"answered by {DEPLOYED} in place of {named('served')}, because {said['hedged']}"
         return f"{who}, entropy {said.get('entropy')}{labels}{lost}"
     return str(said.get("text") or said.get("why") or json.dumps(said))
 

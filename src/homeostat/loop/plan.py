@@ -32,6 +32,9 @@ class Plan(Spec):
         alpha: probability, at most, that labelled evidence commits a candidate that is no better.
         few: smallest share of the frozen network's predicted classes that a candidate may fall to.
         anchor: largest loss of accuracy on data from before that a commit may cost.
+        hedge: while something else than the deployed network is served, a window that is unlike those on which it was
+            verified is answered by the deployed network: the probability, at most, that a window like them is, too. 0
+            never looks before it answers.
         retry: windows after which a rejected trial is repeated while the alarm's cause stays; doubles each time.
         wait: windows for which predictions wait for labels; later labels are counted as lost.
         memory: windows whose inputs are kept, at least `trial`, which None means; a refit on labels that come late
@@ -57,6 +60,7 @@ class Plan(Spec):
     alpha: Positive = 0.05
     few: Fraction = 0.5
     anchor: Fraction = 0.25
+    hedge: Fraction = 0.05
     retry: Count = 20
     wait: Count = 50
     memory: Count | None = None

@@ -64,6 +64,11 @@ def lead(stream: Stream, whole: Phase, found: Sequence[Phase], rows: Sequence[Ro
             f"In {wording.several(failed, 'window')} what was served could not answer, and the network as deployed "
             "answered instead."
         )
+    if hedged := sum(bool(row.content.get("hedged")) for row in rows if row.kind == "window"):
+        said.append(
+            f"In {wording.several(hedged, 'window')}, unlike those on which what is served was verified, the network "
+            "as deployed answered instead."
+        )
     said.append(f"At the end, {wording.called(_last_served(stream, rows))} was in service.")
     return said
 

@@ -1,0 +1,46 @@
+"""A look before the answer: what helped in one world is not asked first in another.
+
+What was committed was verified on windows of one world. When the world moves on, the first window of the next is
+answered before anything is learnt from it, and most of what a loop loses, it loses there. So while something else than
+the deployed network is served, a window is looked at first. Its evidence e against being like those on which the
+commit was verified is the mean, over the monitor's detectors, of what each would make of a capital of 1 in this window
+alone: for a window of that world its mean is at most 1, and so e >= 1 / `hedge` has a probability of `hedge` at most.
+Then the deployed network answers, unless the estimate says that what is served helps here, too.
+
+It costs no pass that would not be made anyway, but the answer waits for it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from homeostat.core.online import Bag
+from homeostat.core.probe import Outputs
+from homeostat.loop.estimate import Signs
+from homeostat.loop.monitor import evidence_of_one
+from homeostat.loop.plan import Plan
+from homeostat.loop.progress import Progress
+from homeostat.loop.repertoire import Repertoire
+
+
+def doubt(plan: Plan, progress: Progress, repertoire: Repertoire, state: Bag, out: Tensor, seen: Outputs) -> str:
+    """Why the deployed network is to answer a window in place of what is served, or nothing.
+
+    Args:
+        plan, progress, repertoire: the loop's.
+        state: where the monitor keeps its own.
+        out: what is served gives for the window.
+        seen: what the deployed network gives.
+    """
+    if not plan.hedge or bool(torch.equal(out.argmax(-1), seen.logits.argmax(-1))):
+        return ""
+    evidence = evidence_of_one(plan.monitor, seen, state)
+    if evidence < 1 / plan.hedge:
+        return ""
+    estimate = repertoire.estimate(progress.served, progress.kinds)
+    if estimate.known:
+        signs = Signs.of(out, seen, repertoire.normal)
+        if estimate.gain(signs) >= estimate.margin(signs):
+            return ""
+    return f"the window is unlike those on which it was verified (evidence {evidence:.3g})"

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from homeostat.core.online import Bag
+from homeostat.core.probe import Outputs
+from homeostat.loop import Monitor
+from homeostat.loop.monitor import evidence_of_one
+
+
+def outputs(count: int, spread: float, seed: int) -> Outputs:
+    """Logits whose certainty grows with `spread`."""
+    draws = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(count, 4, generator=draws)
+    return Outputs(logits, None, torch.arange(count), features=logits)
+
+
+def test_windows_like_the_reference_give_little_evidence_and_other_ones_much():
+    """Over 400 windows: a mean of at most 1, so that one in twenty at most comes to 20."""
+    monitor, state = Monitor(block=1), Bag()
+    monitor.begin(outputs(2000, 2.0, 0), state, 0.1)
+    same = torch.tensor([evidence_of_one(monitor, outputs(50, 2.0, seed), state) for seed in range(1, 401)])
+    other = torch.tensor([evidence_of_one(monitor, outputs(50, 0.6, seed), state) for seed in range(1, 41)])
+    assert float(same.mean()) <= 1.0 and float((same >= 20).double().mean()) <= 0.05
+    assert float((other >= 20).double().mean()) == 1.0
+
+
+def test_looking_at_one_window_changes_nothing():
+    monitor, state = Monitor(), Bag()
+    monitor.begin(outputs(500, 2.0, 0), state, 0.1)
+    monitor.look(outputs(50, 2.0, 1), None, state)
+    before = {name: state[name].clone() for name in state}
+    evidence_of_one(monitor, outputs(50, 0.5, 2), state)
+    assert set(before) == set(state) and all(torch.equal(before[name], state[name]) for name in state)
+
+
+@pytest.fixture
+def back(problem):
+    """Dark, and then at once as before."""
+    return problem.stream([(problem.CLEAN, 4), (problem.DARK, 14), (problem.CLEAN, 6)])
+
+
+def trace_of(problem, folder, stream, hedge: float):
+    plan = problem.PLAN.replace(hedge=hedge)
+    undoing = problem.Undoing()
+    with problem.loop(folder, problem.net, (undoing,), plan=plan) as loop:
+        trace = loop.run(stream, labels=8)
+        return trace, problem.rows(loop, "commit"), problem.rows(loop, "window")
+
+
+def test_the_first_windows_of_another_world_are_answered_by_the_deployed_network(problem, back, tmp_path):
+    """What was committed in the dark is asked in the light, unless somebody looks first."""
+    hasty, (commit,), _ = trace_of(problem, tmp_path / "hasty", back, 0.0)
+    careful, (again,), windows = trace_of(problem, tmp_path / "careful", back, 0.05)
+    assert commit.step == again.step < 17
+    first = 18
+    lost = [[e["accuracy"].value - e["frozen"].value for e in trace][first] for trace in (hasty, careful)]
+    assert lost[0] < -0.2 and lost[1] == 0
+    said = {row.step: row.content.get("hedged", "") for row in windows}
+    assert "unlike those on which it was verified" in said[first]
+    assert not any(said[step] for step in range(commit.step + 1, first)), "while the world stays, what helps answers"
+    gained = [[e["accuracy"].value - e["frozen"].value for e in t][commit.step + 1 : first] for t in (hasty, careful)]
+    assert gained[0] == gained[1] and sum(gained[0]) > 0
