@@ -15,3 +15,4 @@ from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signa
 from .rotta import RoTTA as RoTTA, RoTTAOnline as RoTTAOnline
 from .source import Source as Source
 from .tent import Tent as Tent, TentOnline as TentOnline
+from .vida import ViDA as ViDA, ViDALayer as ViDALayer, ViDAOnline as ViDAOnline
