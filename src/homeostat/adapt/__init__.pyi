@@ -16,3 +16,4 @@ from .rotta import RoTTA as RoTTA, RoTTAOnline as RoTTAOnline
 from .source import Source as Source
 from .tent import Tent as Tent, TentOnline as TentOnline
 from .vida import ViDA as ViDA, ViDALayer as ViDALayer, ViDAOnline as ViDAOnline
+from .visual_prompt import Prompted as Prompted, VisualDomainPrompt as VisualDomainPrompt
