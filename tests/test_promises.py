@@ -21,6 +21,7 @@ from homeostat.adapt import (
     SlidingWindow,
     Tent,
 )
+from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent, ViDA, VisualDomainPrompt
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -72,6 +73,8 @@ REMEDIES: dict[str, list[Remedy]] = {
     "PeriodicReset": [PeriodicReset(Tent(), every=2)],
     "RMT": [RMT(warmup=60, batch=20), RMT(w_src=0.0, w_con=0.0, warmup=0)],
     "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
+    "VisualDomainPrompt": [VisualDomainPrompt(), VisualDomainPrompt(statistics="batch")],
+    "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
     "RSCP": [RSCP(draws=8)],
     "Repeated": [Repeated(Tent(), steps=2)],
     "SlidingWindow": [SlidingWindow(Tent(), size=5)],

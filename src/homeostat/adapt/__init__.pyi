@@ -40,3 +40,5 @@ from .sliding_window import SlidingWindow as SlidingWindow, WindowedOnline as Wi
 from .source import Source as Source
 from .t3a import T3A as T3A, T3AOnline as T3AOnline
 from .tent import Tent as Tent, TentOnline as TentOnline
+from .vida import ViDA as ViDA, ViDALayer as ViDALayer, ViDAOnline as ViDAOnline
+from .visual_prompt import Prompted as Prompted, VisualDomainPrompt as VisualDomainPrompt

@@ -53,7 +53,7 @@ from homeostat.core.world import World
 from homeostat.nn.augment import RandomViews
 from homeostat.nn.losses import soft_cross_entropy, symmetric_cross_entropy
 from homeostat.nn.norms import batch_statistics
-from homeostat.nn.optimizers import Adam, Optimizer, gradients_of
+from homeostat.nn.optimizers import Adam, Optimizer
 from homeostat.nn.restoring import random_masks, restore_into
 from homeostat.nn.views import view_outputs
 
@@ -91,9 +91,7 @@ class CoTTAOnline(MeanTeacher):
         student = self.student()
         logits = self.student_says(student, batch.x)
         each = symmetric_cross_entropy(target, logits) if self.symmetric else soft_cross_entropy(target, logits)
-        gradients = gradients_of(self.drawn(each.mean(), student), student)
-        self.optimizer.update(student, gradients, self.carry)
-        self.follow(student)
+        gradients = self.learn_from(self.drawn(each.mean(), student), student)
         restore_into(student, self.anchor(), self.restored(step, gradients))
         return target
 

@@ -21,7 +21,7 @@ from homeostat.core.online import Online
 from homeostat.core.task import Classify
 from homeostat.core.tree import Tree
 from homeostat.nn.norms import norm_affine
-from homeostat.nn.optimizers import Adam, Optimizer
+from homeostat.nn.optimizers import Adam, Optimizer, gradients_of
 from homeostat.nn.teacher import average_into
 
 Learn = Literal["all", "norm"]
@@ -132,7 +132,7 @@ class MeanTeacher(Online, abstract=True):
     def begin(self) -> None:
         owned = self.owned()
         self.carry.put("student", {name: tensor.detach().clone() for name, tensor in owned.items()})
-        self.optimizer.begin(self._learning(owned), self.carry)
+        self.begin_optimizer(self._learning(owned))
         self.carry["step"] = torch.tensor(0)
 
     @property
@@ -159,15 +159,30 @@ class MeanTeacher(Online, abstract=True):
         """The student's logits, with gradients."""
         return logits_of(functional_call(self.model, self.carry.under("student") | dict(student), (x,)))
 
-    def learn_from(self, loss: Tensor, student: Mapping[str, Tensor]) -> None:
-        """One step of the student, and then of the teacher towards it."""
-        self.optimizer.minimize(loss, student, self.carry)
+    def begin_optimizer(self, student: Mapping[str, Tensor]) -> None:
+        """Put the optimiser's starting state into `carry`."""
+        self.optimizer.begin(student, self.carry)
+
+    def update(self, student: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        """The optimiser's step."""
+        self.optimizer.update(student, gradients, self.carry)
+
+    def rates(self, student: Mapping[str, Tensor]) -> list[tuple[float, list[str]]]:
+        """How much of the teacher stays, with the names for which that holds."""
+        return [(self.average, list(student))]
+
+    def learn_from(self, loss: Tensor, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One step of the student, and then of the teacher towards it; returns the gradients."""
+        gradients = gradients_of(loss, student)
+        self.update(student, gradients)
         self.follow(student)
+        return gradients
 
     def follow(self, student: Mapping[str, Tensor]) -> None:
         """The teacher's step towards the student; counts it."""
         teacher = self.owned()
-        average_into([teacher[name] for name in student], list(student.values()), self.average)
+        for keep, names in self.rates(student):
+            average_into([teacher[name] for name in names], [student[name] for name in names], keep)
         for tensor in student.values():
             tensor.requires_grad_(False)
         self.carry["step"] += 1

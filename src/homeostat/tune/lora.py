@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homeostat.core.errors import ModelError
@@ -39,6 +38,7 @@ from homeostat.core.part import Part, replace
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Positive
 from homeostat.core.world import World
+from homeostat.nn.low_rank import correction, low_rank, new_factors
 
 
 class LoRALayer(Part):
@@ -52,14 +52,8 @@ class LoRALayer(Part):
 
     def __init__(self, layer: nn.Module, rank: int = 8, alpha: float = 16.0):
         super().__init__()
-        weight = layer.weight
-        if not isinstance(weight, Tensor):
-            raise ModelError(f"LoRA corrects linear and convolution layers; {type(layer).__name__} has no weight")
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups != 1:
-            raise ModelError(f"LoRA corrects convolutions with one group; this one has {layer.groups}")
         self.layer, self.rank, self.alpha = layer, rank, alpha
-        self.down = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
-        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank, *[1] * (weight.ndim - 2)))
+        self.down, self.up = (nn.Parameter(factor) for factor in new_factors(layer, rank))
 
     def start(self, generator: torch.Generator) -> None:
         """Draw A; B is zero."""
@@ -70,17 +64,11 @@ class LoRALayer(Part):
             self.up.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.alpha / self.rank
-        if isinstance(self.layer, nn.Linear):
-            return self.layer(x) + scale * F.linear(F.linear(x, self.down), self.up)
-        convolve = F.conv2d if self.down.ndim == 4 else F.conv1d
-        settings = self.layer.stride, self.layer.padding, self.layer.dilation
-        return self.layer(x) + scale * convolve(convolve(x, self.down, None, *settings), self.up)  # type: ignore[arg-type,operator]
+        return self.layer(x) + self.alpha / self.rank * low_rank(self.layer, x, self.down, self.up)
 
     def correction(self) -> Tensor:
         """`(alpha / r) B A`, in the shape of the layer's weight."""
-        product = self.up.flatten(1) @ self.down.flatten(1)
-        return (self.alpha / self.rank) * product.view_as(self.layer.weight)  # type: ignore[arg-type]
+        return (self.alpha / self.rank) * correction(self.down, self.up)
 
 
 @dataclass(frozen=True)
