@@ -4,9 +4,17 @@ from .cema_cloud import CEMACloud as CEMACloud
 from .cema_edge import CEMAEdge as CEMAEdge
 from .cema_link import CEMAInProcess as CEMAInProcess, CEMALink as CEMALink, CEMAOverHTTP as CEMAOverHTTP
 from .cema_messages import LinkDown as LinkDown, Message as Message, OutOfStep as OutOfStep
+from .class_balance import degree_of as degree_of, estimate_prior as estimate_prior, path_prior as path_prior
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
+from .label_shift_adapter import (
+    AdjustedForLabels as AdjustedForLabels,
+    LabelShiftAdapter as LabelShiftAdapter,
+    LabelShiftHead as LabelShiftHead,
+    LabelShiftKit as LabelShiftKit,
+    LabelShiftOnline as LabelShiftOnline,
+)
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
 from .prior_correction import (
