@@ -7,6 +7,7 @@ from .cema_messages import LinkDown as LinkDown, Message as Message, OutOfStep a
 from .class_balance import degree_of as degree_of, estimate_prior as estimate_prior, path_prior as path_prior
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
+from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline, honest_scale as honest_scale
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .label_shift_adapter import (
     AdjustedForLabels as AdjustedForLabels,
