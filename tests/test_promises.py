@@ -22,6 +22,7 @@ from homeostat.adapt import (
     Tent,
 )
 from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent, ViDA, VisualDomainPrompt
+from homeostat.adapt import CEMA, DRM, EATA, BatchNormBlend, CoTTA, LabelShiftAdapter, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -60,14 +61,31 @@ def with_a_cloud() -> World:
     return small_world().replace(models={"cloud": strong})
 
 
+def skewed() -> World:
+    world = small_world()
+    assert world.source is not None
+    kept = torch.tensor([i for i in range(48) if i % 3 == 0 or i % 12 == 1 or i % 6 == 2])
+    return world.replace(source=world.source[kept])
+
+
 REMEDIES: dict[str, list[Remedy]] = {
     "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
     "CEMA": [CEMA(), CEMA(high=1.0, div_margin=1.1, batch=8, replay=20, replay_from=12)],
     "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
+    "DRM": [
+        DRM(recipe=Recipe(batch=16)),
+        DRM(steer="entropy", learn="heads", recipe=Recipe(batch=16)),
+        DRM(weight="similarity", steer="templates", recipe=Recipe(batch=16)),
+    ],
     "Fit": [
         Fit(recipe=Recipe(batch=16)),
         Fit(objective=TRADES(eps=0.05, steps=2), recipe=Recipe(batch=16)),
         Fit(objective=RCT(draws=2), own="5.*", freeze_stats=True, recipe=Recipe(batch=32)),
+    ],
+    "LabelShiftAdapter": [
+        LabelShiftAdapter(recipe=Recipe(batch=16)),
+        LabelShiftAdapter(EATA(margin=1.0), balanced=0.5),
+        LabelShiftAdapter(PeriodicReset(Tent(), every=2), recipe=Recipe(batch=16)),
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
     "PeriodicReset": [PeriodicReset(Tent(), every=2)],
@@ -103,7 +121,7 @@ def table() -> World:
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "ShiftKind": ShiftKind(simulations=6)}
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {"TIES": donors, "CEMA": with_a_cloud, "FeatureShift": table}
+WORLDS = {"TIES": donors, "CEMA": with_a_cloud, "LabelShiftAdapter": skewed, "FeatureShift": table}
 
 
 def cases(kind: type, made: dict) -> list:

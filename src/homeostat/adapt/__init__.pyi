@@ -4,6 +4,7 @@ from .cema_cloud import CEMACloud as CEMACloud
 from .cema_edge import CEMAEdge as CEMAEdge
 from .cema_link import CEMAInProcess as CEMAInProcess, CEMALink as CEMALink, CEMAOverHTTP as CEMAOverHTTP
 from .cema_messages import LinkDown as LinkDown, Message as Message, OutOfStep as OutOfStep
+from .class_balance import degree_of as degree_of, estimate_prior as estimate_prior, path_prior as path_prior
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
@@ -20,6 +21,14 @@ from .label_geometry import (
     loki as loki,
     loki_scores as loki_scores,
     next_class as next_class,
+from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline, honest_scale as honest_scale
+from .eata import EATA as EATA, EATAOnline as EATAOnline
+from .label_shift_adapter import (
+    AdjustedForLabels as AdjustedForLabels,
+    LabelShiftAdapter as LabelShiftAdapter,
+    LabelShiftHead as LabelShiftHead,
+    LabelShiftKit as LabelShiftKit,
+    LabelShiftOnline as LabelShiftOnline,
 )
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .memo import MEMO as MEMO, MEMOOnline as MEMOOnline
