@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from homeostat.adapt import BatchNormBlend, CoTTA, PeriodicReset, Tent
+from homeostat.adapt import BatchNormBlend, ConditionalUnrolled, CoTTA, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -18,13 +18,15 @@ from homeostat.core.online import Online
 from homeostat.core.place import home, placed, there
 from homeostat.core.probe import Probe
 from homeostat.core.save import content_hash
+from homeostat.core.task import Regress
 from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
+from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
-from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift
+from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift, Undersample
 from homeostat.trust import RCT, RSCP
 from homeostat.tune import LoRA
 
@@ -43,6 +45,7 @@ def donors() -> World:
 REMEDIES: dict[str, list[Remedy]] = {
     "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
     "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
+    "ConditionalUnrolled": [ConditionalUnrolled(iterations=2, levels=3, recipe=Recipe(batch=16))],
     "Fit": [
         Fit(recipe=Recipe(batch=16)),
         Fit(objective=TRADES(eps=0.05, steps=2), recipe=Recipe(batch=16)),
@@ -73,9 +76,19 @@ def table() -> World:
     return World(source=source, target=target, held=held)
 
 
+def scans() -> World:
+    """Undersampled frequencies of the small images."""
+    return World(
+        **{name: Undersample(acceleration=2.0)(getattr(small_world(), name)) for name in ("source", "target", "held")},
+        task=Regress(),
+    )
+
+
+MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
+"""For remedies that take no classifier."""
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {"TIES": donors, "FeatureShift": table}
+WORLDS = {"TIES": donors, "FeatureShift": table, "ConditionalUnrolled": scans}
 
 
 def cases(kind: type, made: dict) -> list:
@@ -88,7 +101,8 @@ def cases(kind: type, made: dict) -> list:
 
 @pytest.mark.parametrize("remedy", cases(Remedy, REMEDIES))
 def test_remedies_keep_their_promises(remedy: Remedy):
-    check_remedy(remedy, world=WORLDS.get(type(remedy).__name__, small_world)())
+    name = type(remedy).__name__
+    check_remedy(remedy, MODELS.get(name), WORLDS.get(name, small_world)())
 
 
 @pytest.mark.parametrize("probe", cases(Probe, PROBES))
@@ -99,7 +113,8 @@ def test_probes_keep_their_promises(probe: Probe):
 @pytest.mark.parametrize("remedy", cases(Remedy, REMEDIES))
 def test_remedies_keep_their_promises_on_another_device_and_give_what_they_give_on_the_cpu(remedy: Remedy, strict):
     remedy = CHEAPER.get(type(remedy).__name__, remedy)
-    world, net = WORLDS.get(type(remedy).__name__, small_world)(), small_network()
+    name = type(remedy).__name__
+    world, net = WORLDS.get(name, small_world)(), MODELS.get(name, small_network())
     away = placed(net, strict.NAME)
     check_remedy(remedy, away, world, dtypes=())
     x = next(world.target.batches(8))

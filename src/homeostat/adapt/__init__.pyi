@@ -1,6 +1,8 @@
 from .batchnorm_blend import BatchNormBlend as BatchNormBlend
+from .conditional_unrolled import ConditionalUnrolled as ConditionalUnrolled, total_variation as total_variation
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
+from .ear import EAR as EAR, EAROnline as EAROnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .incremental_forecaster import (
     IncrementalForecaster as IncrementalForecaster,

@@ -3,6 +3,20 @@ from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, R
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal
+from .fourier import (
+    column_masks as column_masks,
+    data_consistency as data_consistency,
+    estimate_noise as estimate_noise,
+    to_frequencies as to_frequencies,
+    to_image as to_image,
+)
+from .hyperdimensional import (
+    hypervectors as hypervectors,
+    pack_signs as pack_signs,
+    projection as projection,
+    similarity as similarity,
+    unpack_signs as unpack_signs,
+)
 from .kernels import (
     median_bandwidth as median_bandwidth,
     mmd2 as mmd2,
@@ -44,5 +58,7 @@ from .restoring import (
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers
+from .unrolled import Denoiser as Denoiser, Unrolled as Unrolled
 from .views import view_outputs as view_outputs
 from .vit import SmallViT as SmallViT
+from .zero_cost import activation_diversity as activation_diversity, gradient_flow as gradient_flow
