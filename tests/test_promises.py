@@ -23,6 +23,7 @@ from homeostat.adapt import (
 )
 from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent, ViDA, VisualDomainPrompt
 from homeostat.adapt import CEMA, DRM, EATA, BatchNormBlend, CoTTA, LabelShiftAdapter, PeriodicReset, Tent
+from homeostat.adapt import BatchNormBlend, ConditionalUnrolled, CoTTA, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -32,13 +33,15 @@ from homeostat.core.online import Online
 from homeostat.core.place import home, placed, there
 from homeostat.core.probe import Probe
 from homeostat.core.save import content_hash
+from homeostat.core.task import Regress
 from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
+from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
-from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift
+from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift, Undersample
 from homeostat.trust import RCT, RSCP
 from homeostat.tune import LoRA
 
@@ -77,6 +80,7 @@ REMEDIES: dict[str, list[Remedy]] = {
         DRM(steer="entropy", learn="heads", recipe=Recipe(batch=16)),
         DRM(weight="similarity", steer="templates", recipe=Recipe(batch=16)),
     ],
+    "ConditionalUnrolled": [ConditionalUnrolled(iterations=2, levels=3, recipe=Recipe(batch=16))],
     "Fit": [
         Fit(recipe=Recipe(batch=16)),
         Fit(objective=TRADES(eps=0.05, steps=2), recipe=Recipe(batch=16)),
@@ -122,6 +126,19 @@ CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "Sh
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {"TIES": donors, "CEMA": with_a_cloud, "LabelShiftAdapter": skewed, "FeatureShift": table}
+def scans() -> World:
+    """Undersampled frequencies of the small images."""
+    return World(
+        **{name: Undersample(acceleration=2.0)(getattr(small_world(), name)) for name in ("source", "target", "held")},
+        task=Regress(),
+    )
+
+
+MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
+"""For remedies that take no classifier."""
+CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "ShiftKind": ShiftKind(simulations=6)}
+"""For the strict device, on which each operation takes a hundred times longer."""
+WORLDS = {"TIES": donors, "FeatureShift": table, "ConditionalUnrolled": scans}
 
 
 def cases(kind: type, made: dict) -> list:
@@ -134,7 +151,8 @@ def cases(kind: type, made: dict) -> list:
 
 @pytest.mark.parametrize("remedy", cases(Remedy, REMEDIES))
 def test_remedies_keep_their_promises(remedy: Remedy):
-    check_remedy(remedy, world=WORLDS.get(type(remedy).__name__, small_world)())
+    name = type(remedy).__name__
+    check_remedy(remedy, MODELS.get(name), WORLDS.get(name, small_world)())
 
 
 @pytest.mark.parametrize("probe", cases(Probe, PROBES))
@@ -145,7 +163,8 @@ def test_probes_keep_their_promises(probe: Probe):
 @pytest.mark.parametrize("remedy", cases(Remedy, REMEDIES))
 def test_remedies_keep_their_promises_on_another_device_and_give_what_they_give_on_the_cpu(remedy: Remedy, strict):
     remedy = CHEAPER.get(type(remedy).__name__, remedy)
-    world, net = WORLDS.get(type(remedy).__name__, small_world)(), small_network()
+    name = type(remedy).__name__
+    world, net = WORLDS.get(name, small_world)(), MODELS.get(name, small_network())
     away = placed(net, strict.NAME)
     check_remedy(remedy, away, world, dtypes=())
     x = next(world.target.batches(8))

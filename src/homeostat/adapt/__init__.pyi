@@ -8,6 +8,10 @@ from .class_balance import degree_of as degree_of, estimate_prior as estimate_pr
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
+from .conditional_unrolled import ConditionalUnrolled as ConditionalUnrolled, total_variation as total_variation
+from .controller import RNAController as RNAController
+from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
+from .ear import EAR as EAR, EAROnline as EAROnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .incremental_forecaster import (
     IncrementalForecaster as IncrementalForecaster,

@@ -10,6 +10,21 @@ from .destroy import (
 )
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
+from .fisher import fisher_diagonal as fisher_diagonal
+from .fourier import (
+    column_masks as column_masks,
+    data_consistency as data_consistency,
+    estimate_noise as estimate_noise,
+    to_frequencies as to_frequencies,
+    to_image as to_image,
+)
+from .hyperdimensional import (
+    hypervectors as hypervectors,
+    pack_signs as pack_signs,
+    projection as projection,
+    similarity as similarity,
+    unpack_signs as unpack_signs,
+)
 from .kernels import (
     median_bandwidth as median_bandwidth,
     mmd2 as mmd2,
@@ -63,4 +78,7 @@ from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers
 from .views import channels_last as channels_last, view_outputs as view_outputs
+from .unrolled import Denoiser as Denoiser, Unrolled as Unrolled
+from .views import view_outputs as view_outputs
 from .vit import SmallViT as SmallViT
+from .zero_cost import activation_diversity as activation_diversity, gradient_flow as gradient_flow

@@ -5,3 +5,4 @@ from .label import CorrelatedOrder as CorrelatedOrder, LabelShift as LabelShift
 from .pointwise import Pointwise as Pointwise
 from .schedule import Clean as Clean, Compose as Compose, Gradual as Gradual, Mixed as Mixed, Phases as Phases
 from .text import CharacterNoise as CharacterNoise, TextShift as TextShift, WordNoise as WordNoise
+from .undersample import Undersample as Undersample
