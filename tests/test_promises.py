@@ -10,20 +10,23 @@ from torch import nn
 
 from homeostat.adapt import (
     CEMA,
+    DRM,
+    EATA,
     MEMO,
     PETAL,
     RMT,
     BatchNormBlend,
+    ConditionalUnrolled,
     CoTTA,
+    LabelShiftAdapter,
     PeriodicReset,
     Repeated,
     RoTTA,
     SlidingWindow,
     Tent,
+    ViDA,
+    VisualDomainPrompt,
 )
-from homeostat.adapt import PETAL, RMT, BatchNormBlend, CoTTA, PeriodicReset, RoTTA, Tent, ViDA, VisualDomainPrompt
-from homeostat.adapt import CEMA, DRM, EATA, BatchNormBlend, CoTTA, LabelShiftAdapter, PeriodicReset, Tent
-from homeostat.adapt import BatchNormBlend, ConditionalUnrolled, CoTTA, PeriodicReset, Tent
 from homeostat.continual import ACIL
 from homeostat.core import spec
 from homeostat.core.check import check_probe, check_remedy, check_shift, small_network, small_world
@@ -126,6 +129,8 @@ CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "Sh
 CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
 """For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {"TIES": donors, "CEMA": with_a_cloud, "LabelShiftAdapter": skewed, "FeatureShift": table}
+
+
 def scans() -> World:
     """Undersampled frequencies of the small images."""
     return World(

@@ -45,7 +45,7 @@ def trace_of(problem, folder, stream, hedge: float):
     plan = problem.PLAN.replace(hedge=hedge)
     undoing = problem.Undoing()
     with problem.loop(folder, problem.net, (undoing,), plan=plan) as loop:
-        trace = loop.run(stream, labels=8)
+        trace = loop.run(stream, labels=problem.WINDOW)
         return trace, problem.rows(loop, "commit"), problem.rows(loop, "window")
 
 

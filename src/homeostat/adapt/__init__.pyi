@@ -5,12 +5,11 @@ from .cema_edge import CEMAEdge as CEMAEdge
 from .cema_link import CEMAInProcess as CEMAInProcess, CEMALink as CEMALink, CEMAOverHTTP as CEMAOverHTTP
 from .cema_messages import LinkDown as LinkDown, Message as Message, OutOfStep as OutOfStep
 from .class_balance import degree_of as degree_of, estimate_prior as estimate_prior, path_prior as path_prior
-from .controller import RNAController as RNAController
-from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
-from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
 from .conditional_unrolled import ConditionalUnrolled as ConditionalUnrolled, total_variation as total_variation
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
+from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
+from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline, honest_scale as honest_scale
 from .ear import EAR as EAR, EAROnline as EAROnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .incremental_forecaster import (
@@ -25,8 +24,7 @@ from .label_geometry import (
     loki as loki,
     loki_scores as loki_scores,
     next_class as next_class,
-from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline, honest_scale as honest_scale
-from .eata import EATA as EATA, EATAOnline as EATAOnline
+)
 from .label_shift_adapter import (
     AdjustedForLabels as AdjustedForLabels,
     LabelShiftAdapter as LabelShiftAdapter,

@@ -10,7 +10,6 @@ from .destroy import (
 )
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
-from .fisher import fisher_diagonal as fisher_diagonal
 from .fourier import (
     column_masks as column_masks,
     data_consistency as data_consistency,
@@ -77,7 +76,6 @@ from .sharpness import worst_nearby as worst_nearby
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .transformers_models import Transformers as Transformers
-from .views import channels_last as channels_last, view_outputs as view_outputs
 from .unrolled import Denoiser as Denoiser, Unrolled as Unrolled
 from .views import view_outputs as view_outputs
 from .vit import SmallViT as SmallViT
