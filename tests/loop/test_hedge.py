@@ -42,7 +42,7 @@ def back(problem):
 
 
 def trace_of(problem, folder, stream, hedge: float):
-    plan = problem.PLAN.replace(hedge=hedge)
+    plan = problem.PLAN.replace(hedge=hedge, anchor=1.0, monitor=Monitor(run_length=200, block=1))
     undoing = problem.Undoing()
     with problem.loop(folder, problem.net, (undoing,), plan=plan) as loop:
         trace = loop.run(stream, labels=problem.WINDOW)

@@ -145,6 +145,7 @@ class Monitor(Spec):
         columns = dict(widths)
         kept = {"widths": torch.tensor([columns.get(name, 0) for name in SIGNALS])}
         kept |= {key: torch.cat([part[key] for part in opened]) for key in (opened[0] if opened else ())}
+        kept["lasting"] = torch.tensor(lasting, dtype=torch.float64)
         kept["history"] = torch.zeros(0, 2 + sum(columns.values()))
         state.put("monitor.sensor", sensor.kept)
         state.put("monitor", kept | ({} if alike is None else {"alike": alike}))
@@ -265,15 +266,17 @@ class Monitor(Spec):
 
 
 def evidence_of_one(monitor: Monitor, seen: Outputs | Any, state: Bag) -> float:
-    """Evidence of a window alone that it is unlike the reference; its mean is at most 1 where it is like it."""
+    """Evidence of a window alone that it is unlike the reference; its mean is at most 1 where it is like it.
+
+    Neighbours are taken to be alike for as long as they were in the reference.
+    """
     kept = state.under("monitor")
     layout = _layout(kept)
     found, values = Scores(_under(kept, "sensor")).read(seen, layout.columns)
     if not found.widths:
         return 0.0
-    alike, lengths = kept.get("alike"), [monitor.block or len(seen)] * len(found.widths)
-    if not monitor.block and alike is not None and len(alike) == len(lengths) + 1:
-        lengths = block_lengths(alike, len(seen))
+    # Not what earlier windows called for: a change of worlds among them makes all neighbours look alike for long.
+    lengths = [monitor.block or math.ceil(time) for time in kept["lasting"].tolist()]
     capital = torch.zeros_like(kept["capital"])
     for (name, width), length in zip(found.widths, lengths, strict=True):
         part = layout_of(((name, width),))
