@@ -1,5 +1,6 @@
 from .alerts import Alert as Alert, Alerts as Alerts, Hook as Hook, LogAlert as LogAlert, Webhook as Webhook
 from .asking import OnDemand as OnDemand
+from .checklist import Audit as Audit, Check as Check, audit as audit
 from .deployment import Deployment as Deployment, deploy as deploy, read_deployment as read_deployment
 from .drafting import Draft as Draft, draft as draft
 from .explain import Told as Told, why as why
@@ -8,6 +9,7 @@ from .monitor import Monitor as Monitor
 from .network import Network as Network
 from .operate import Status as Status, history as history, rollback as rollback, status as status
 from .plan import Plan as Plan
+from .practices import Limits as Limits
 from .propose import Bandit as Bandit, ByRecord as ByRecord
 from .reporting.page import report as report
 from .samples import Samples as Samples
