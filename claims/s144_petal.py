@@ -34,18 +34,19 @@ ROUND = tuple(
     for name in ("gaussian_noise", "defocus_blur", "brightness", "fog", "contrast", "jpeg_compression")
 )
 TEST = (FashionMNIST("test"),)
-TUNED = "nothing; the paper's defaults for CIFAR-10 but for 8 views in place of 32, for both"
+TUNED = "nothing; the paper's defaults for CIFAR-10 but for 4 views in place of 32, for both"
 SHRUNK = (
-    "Fashion-MNIST and a ResNet-8 trained on 10,000 of its images, which are also the source; three rounds of six "
-    "corruptions of severity 3 with 250 images each in place of one round of fifteen with 10,000; batches of 50"
+    "Fashion-MNIST and a ResNet-8 trained on 10,000 of its images, the posterior on 2,000 of them; three rounds of six "
+    "corruptions of severity 3 with 150 images each in place of one round of fifteen with 10,000; batches of 50; the "
+    "teacher keeps 0.96 a step in place of 0.999, so that its memory spans as much of a round (24 steps of 18) as there"
 )
-OURS, COTTA = PETAL(views=8), CoTTA(views=8)
+OURS, COTTA = PETAL(views=4, average=0.96), CoTTA(views=4, average=0.96)
 
 
 def _seen(run: Run, test: Data, arms: Mapping[str, Remedy]) -> dict[str, Outputs]:
     assert NETWORK.data is not None
-    net, world = NETWORK.build(run), World(source=NETWORK.data.read())
-    stream = Phases(ROUND, cycles=3)(test.shuffle(run.rng("pool"))[:4500], run=run)
+    net, world = NETWORK.build(run), World(source=NETWORK.data.read()[:2000])
+    stream = Phases(ROUND, cycles=3)(test.shuffle(run.rng("pool"))[:2700], run=run)
     return {name: prequential(remedy(net, world, run=run), stream, batch=50) for name, remedy in arms.items()}
 
 
@@ -68,8 +69,8 @@ def as_accurate_as_cotta(run: Run, test: Data) -> dict[str, float]:
 @claim(
     "S144",
     says="When six corruptions come three times, PETAL's negative log-likelihood is lower than CoTTA's.",
-    ours="PETAL", baseline="CoTTA", metric="negative log-likelihood", better="lower", least=0.0, tier="three minutes",
-    data=TEST, tuned=TUNED, shrunk=SHRUNK,
+    ours="PETAL", baseline="CoTTA", metric="negative log-likelihood", unit="nats", better="lower",
+    least=0.0, tier="three minutes", data=TEST, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def likelihood(run: Run, test: Data) -> dict[str, float]:
     return _nll(run, test, {"PETAL": OURS, "CoTTA": COTTA})
@@ -78,8 +79,8 @@ def likelihood(run: Run, test: Data) -> dict[str, float]:
 @claim(
     "S144",
     says="When six corruptions come three times, PETAL's Brier score is lower than CoTTA's.",
-    ours="PETAL", baseline="CoTTA", metric="Brier score", better="lower", least=0.0, tier="three minutes",
-    data=TEST, tuned=TUNED, shrunk=SHRUNK,
+    ours="PETAL", baseline="CoTTA", metric="Brier score", unit="squared probability", better="lower",
+    least=0.0, tier="three minutes", data=TEST, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def brier(run: Run, test: Data) -> dict[str, float]:
     found = _seen(run, test, {"PETAL": OURS, "CoTTA": COTTA})
@@ -90,8 +91,8 @@ def brier(run: Run, test: Data) -> dict[str, float]:
     "S144",
     says="When six corruptions come three times, PETAL's negative log-likelihood is lower than that of PETAL without "
     "the source's posterior.",
-    ours="PETAL", baseline="PETAL without posterior", metric="negative log-likelihood", better="lower", least=0.0,
-    tier="three minutes", data=TEST, tuned=TUNED, shrunk=SHRUNK,
+    ours="PETAL", baseline="PETAL without posterior", metric="negative log-likelihood", unit="nats", better="lower",
+    least=0.0, tier="three minutes", data=TEST, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def posterior(run: Run, test: Data) -> dict[str, float]:
     return _nll(run, test, {"PETAL": OURS, "PETAL without posterior": OURS.replace(prior_weight=0.0)})
@@ -101,8 +102,8 @@ def posterior(run: Run, test: Data) -> dict[str, float]:
     "S144",
     says="When six corruptions come three times, PETAL's negative log-likelihood is lower than that of PETAL that "
     "restores at random.",
-    ours="PETAL", baseline="PETAL restoring at random", metric="negative log-likelihood", better="lower", least=0.0,
-    tier="three minutes", data=TEST, tuned=TUNED, shrunk=SHRUNK,
+    ours="PETAL", baseline="PETAL restoring at random", metric="negative log-likelihood", unit="nats", better="lower",
+    least=0.0, tier="three minutes", data=TEST, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def restoring(run: Run, test: Data) -> dict[str, float]:
     return _nll(run, test, {"PETAL": OURS, "PETAL restoring at random": OURS.replace(restore="random")})

@@ -83,11 +83,8 @@ class Slow:
         z, z_view = self.student[-1](h), self.student[-1](seen)
         with torch.no_grad():
             taught = self.teacher(x)
-        loss = (
-            self.remedy.w_trg
-            * 0.5
-            * (sce(z, taught, self.remedy.alpha) + sce(z_view, taught, self.remedy.alpha)).mean()
-        )
+        gaps = [sce(logits, taught, self.remedy.alpha) for logits in (z, z_view)]
+        loss = self.remedy.w_trg * 0.5 * torch.cat(gaps).sum() / len(x)
         if self.remedy.w_con:
             triples = []
             for n in range(len(x)):
