@@ -33,8 +33,8 @@ ROUND = tuple(
 TEST = (FashionMNIST("test"),)
 TUNED = "nothing; the paper's defaults, with the symmetric loss of its ImageNet code"
 SHRUNK = (
-    "Fashion-MNIST and a ViT of 3 blocks and width 64 on 16 patches, trained on 10,000 images, the adapters on 3,000 of "
-    "them; six corruptions of severity 3 with 500 images each in place of fifteen with 5,000; batches of 50; teachers "
+    "Fashion-MNIST and a ViT of 3 blocks and width 64 on 16 patches, trained on 10,000 images, the adapters on 3,000 "
+    "of them; six corruptions of severity 3 with 500 images each in place of fifteen with 5,000; batches of 50; teachers "
     "keep 0.975 a step in place of 0.999, so that their memory spans as much of a round (40 steps of 60) as there; "
     "CoTTA with 4 views"
 )
