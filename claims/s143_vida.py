@@ -34,9 +34,9 @@ TEST = (FashionMNIST("test"),)
 TUNED = "nothing; the paper's defaults, with the symmetric loss of its ImageNet code"
 SHRUNK = (
     "Fashion-MNIST and a ViT of 3 blocks and width 64 on 16 patches, trained on 10,000 images, the adapters on 3,000 "
-    "of them; six corruptions of severity 3 with 500 images each in place of fifteen with 5,000; batches of 50; teachers "
-    "keep 0.975 a step in place of 0.999, so that their memory spans as much of a round (40 steps of 60) as there; "
-    "CoTTA with 4 views"
+    "of them; six corruptions of severity 3 with 500 images each in place of fifteen with 5,000; batches of 50; "
+    "teachers keep 0.975 a step in place of 0.999, so that their memory spans as much of a round (40 steps of 60) as "
+    "there; CoTTA with 4 views"
 )
 OURS = ViDA(rank_high=64, layers=("*attention*",), average=0.975, adapter_average=0.975)
 COTTA = CoTTA(views=4, average=0.975)
