@@ -17,9 +17,9 @@ from homeostat.core.world import World
 from homeostat.nn.optimizers import SGD, Adam
 
 
-def sce(z: Tensor, t: Tensor) -> Tensor:
+def sce(z: Tensor, t: Tensor, alpha: float) -> Tensor:
     p, q = F.softmax(z, 1), F.softmax(t, 1)
-    return (-0.5 * q * torch.log(p) - 0.5 * p * torch.log(q)).sum(1)
+    return ((alpha - 1) * q * torch.log(p) - alpha * p * torch.log(q)).sum(1)
 
 
 class Slow:
@@ -59,7 +59,7 @@ class Slow:
         for i, x in enumerate(batches):
             for group, lr in zip(self.optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * (i + 1) / len(batches)
-            self.step(sce(self.student(x), self.teacher(x).detach()).mean())
+            self.step(sce(self.student(x), self.teacher(x).detach(), self.remedy.alpha).mean())
         assert not batches or self.optimizer.param_groups[0]["lr"] == base[0]
 
     def step(self, loss: Tensor) -> None:
@@ -83,7 +83,8 @@ class Slow:
         z, z_view = self.student[-1](h), self.student[-1](seen)
         with torch.no_grad():
             taught = self.teacher(x)
-        loss = self.remedy.w_trg * (0.5 * sce(z, taught) + 0.5 * sce(z_view, taught)).mean()
+        gaps = [sce(logits, taught, self.remedy.alpha) for logits in (z, z_view)]
+        loss = self.remedy.w_trg * 0.5 * torch.cat(gaps).sum() / len(x)
         if self.remedy.w_con:
             triples = []
             for n in range(len(x)):
@@ -108,7 +109,7 @@ MOMENTUM = (SGD(lr=0.01), lambda p: torch.optim.SGD(p, 0.01, 0.9))
         ("batch", MOMENTUM, {"w_src": 0.0, "w_con": 0.5, "w_trg": 2.0}),
         ("batch", ADAM, {"warmup": 0, "w_con": 0.0}),
         ("group", ADAM, {}),
-        ("layer", MOMENTUM, {"w_src": 0.3}),
+        ("layer", MOMENTUM, {"w_src": 0.3, "alpha": 0.2}),
     ],
 )
 @pytest.mark.exact("S057")

@@ -137,7 +137,7 @@ def test_images_of_another_shape_or_range_are_refused(network, stream):
     with pytest.raises(InputError, match=r"0\.\.1; these span"):
         prompted.observe(x * 255)
     prompted.observe(x)
-    before = {name: t.clone() for name, t in prompted.carry.under("student").items()}
+    before = {name: t.clone() for name, t in prompted.state_dict().items()}
     with pytest.raises(InputError, match="reset"):
         prompted.observe(F.pad(x, (1, 1, 1, 1)))
-    assert all(torch.equal(t, before[name]) for name, t in prompted.carry.under("student").items())
+    assert all(torch.equal(t, before[name]) for name, t in prompted.state_dict().items())

@@ -73,7 +73,7 @@ class RMTOnline(MeanTeacher):
 
     Args:
         model: the starting network, BatchNorm already set to the batch's statistics; it becomes the teacher.
-        optimizer, average, temperature, w_src, w_trg, w_con, batch, augment, layer: see `RMT`.
+        optimizer, average, temperature, w_src, w_trg, w_con, alpha, batch, augment, layer: see `RMT`.
         seed: of views and of what is replayed.
     """
 
@@ -86,13 +86,14 @@ class RMTOnline(MeanTeacher):
         w_src: float = 1.0,
         w_trg: float = 1.0,
         w_con: float = 1.0,
+        alpha: float = 0.5,
         batch: int = 200,
         augment: RandomViews = RandomViews(),
         layer: str = "",
         seed: int = 0,
     ):
         self.temperature, self.w_src, self.w_trg, self.w_con = temperature, w_src, w_trg, w_con
-        self.batch, self.augment, self.layer, self.seed = batch, augment, layer, seed
+        self.alpha, self.batch, self.augment, self.layer, self.seed = alpha, batch, augment, layer, seed
         super().__init__(model, optimizer, average, own=tuple(name for name, _ in model.named_parameters()))
 
     def take(self, kit: Bag) -> None:
@@ -120,7 +121,7 @@ class RMTOnline(MeanTeacher):
         taught = self.teacher_says(x)
         logits, features = self._features(student, x)
         viewed, view_features = self._features(student, seen)
-        own = 0.5 * symmetric_cross_entropy(taught, logits) + 0.5 * symmetric_cross_entropy(taught, viewed)
+        own = 0.5 * (self._gap(taught, logits) + self._gap(taught, viewed))
         loss = self.w_trg * own.mean()
         if projector:
             nearest = nearest_prototypes(features.detach(), self.carry["fixed.prototypes"])
@@ -148,7 +149,7 @@ class RMTOnline(MeanTeacher):
 
         def losses(batches: Any, now: Run) -> dict[str, Tensor]:
             x = self.laid_out(there(batches["source"].x, self.model))
-            return {"agree": symmetric_cross_entropy(self.teacher_says(x), self.student_says(self.student(), x)).mean()}
+            return {"agree": self._gap(self.teacher_says(x), self.student_says(self.student(), x)).mean()}
 
         def follow(step: int, per_epoch: int) -> None:
             self.follow(self.carry.under("student"))
@@ -156,6 +157,9 @@ class RMTOnline(MeanTeacher):
         recipe = Recipe(optimizer=self.optimizer, schedule=Cosine(warmup=steps), batch=self.batch)
         train(self, losses, {"source": source[positions]}, self.student(), recipe, run=run, after=follow,
               carry=self.carry)  # fmt: skip
+
+    def _gap(self, taught: Tensor, logits: Tensor) -> Tensor:
+        return symmetric_cross_entropy(taught, logits, self.alpha)
 
     def _features(self, student: dict[str, Tensor], x: Tree) -> tuple[Tensor, Tensor]:
         out, features = tapped(lambda x: functional_call(self.model, student, (x,)), x, self.model, self.layer or None)
@@ -211,6 +215,7 @@ class RMT(Remedy):
         w_src: weight of replay; 0 keeps no source image.
         w_trg: weight of self-training.
         w_con: weight of the contrastive loss; 0 needs no prototypes.
+        alpha: weight of the direction student -> teacher in SCE; 0 is plain cross-entropy.
         warmup: source samples to warm up on, repeated where there are fewer; 0 for none.
         batch: source samples in a step of warm-up and of replay, best as many as test batches have.
         replay: labelled source samples kept for replay, at most.
@@ -225,6 +230,7 @@ class RMT(Remedy):
     w_src: NonNegative = 1.0
     w_trg: NonNegative = 1.0
     w_con: NonNegative = 1.0
+    alpha: Fraction = 0.5
     warmup: Index = 50_000
     batch: Count = 200
     replay: Count = 2000
@@ -278,5 +284,5 @@ class RMT(Remedy):
     def _online(self, model: nn.Module, seed: int) -> RMTOnline:
         return RMTOnline(
             batch_statistics(model), self.optimizer, self.average, self.temperature, self.w_src, self.w_trg,
-            self.w_con, self.batch, self.augment, self.layer, seed,
+            self.w_con, self.alpha, self.batch, self.augment, self.layer, seed,
         )  # fmt: skip
