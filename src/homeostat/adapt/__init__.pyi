@@ -7,7 +7,13 @@ from .cema_messages import LinkDown as LinkDown, Message as Message, OutOfStep a
 from .class_balance import degree_of as degree_of, estimate_prior as estimate_prior, path_prior as path_prior
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
-from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline, honest_scale as honest_scale
+from .cross_domain import (
+    CrossDomainEnsemble as CrossDomainEnsemble,
+    CrossDomains as CrossDomains,
+    DomainInput as DomainInput,
+    laplace_nll as laplace_nll,
+)
+from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .label_shift_adapter import (
     AdjustedForLabels as AdjustedForLabels,
@@ -17,6 +23,7 @@ from .label_shift_adapter import (
     LabelShiftOnline as LabelShiftOnline,
 )
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
+from .merging import Merged as Merged, honest_scale as honest_scale, merge_paths as merge_paths
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
 from .prior_correction import (
     PriorCorrected as PriorCorrected,

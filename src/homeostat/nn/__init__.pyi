@@ -3,6 +3,7 @@ from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, R
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal
+from .image_domains import domain_channels as domain_channels, middle_domains as middle_domains
 from .kernels import (
     median_bandwidth as median_bandwidth,
     mmd2 as mmd2,
