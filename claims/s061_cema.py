@@ -29,8 +29,8 @@ SMALL = Network(
     mean=(0.286,), std=(0.353,), data=FashionMNIST("train", stop=4_000), recipe=TRAINING,
 )  # fmt: skip
 STRONG = SMALL.replace(
-    layout={"SmallCNN": {"in_channels": 1, "size": 28, "width": 32, "depth": 3, "norm": "batch"}},
-    data=FashionMNIST("train", start=4_000, stop=24_000),
+    layout={"SmallCNN": {"in_channels": 1, "size": 28, "width": 24, "depth": 3, "norm": "batch"}},
+    data=FashionMNIST("train", start=4_000, stop=14_000),
 )
 NAMES = ("gaussian_noise", "fog", "contrast", "jpeg_compression")
 EACH, BATCH = 1500, 50
@@ -42,7 +42,7 @@ TUNED = (
     "defaults"
 )
 SHRUNK = (
-    "Fashion-MNIST, a convolutional network of 8 channels trained on 4,000 images and one of 32 trained on 20,000, in "
+    "Fashion-MNIST, a convolutional network of 8 channels trained on 4,000 images and one of 24 trained on 10,000, in "
     "place of ImageNet, a ResNet-18 and a ResNet-101; four corruptions of severity 4 with 1,500 images each; "
     "batches of 50"
 )
