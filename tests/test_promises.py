@@ -26,6 +26,12 @@ from homeostat.adapt import (
     Tent,
     ViDA,
     VisualDomainPrompt,
+    BatchNormBlend,
+    CoTTA,
+    CrossDomainEnsemble,
+    LabelShiftAdapter,
+    PeriodicReset,
+    Tent,
 )
 from homeostat.continual import ACIL
 from homeostat.core import spec
@@ -78,6 +84,10 @@ REMEDIES: dict[str, list[Remedy]] = {
     "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
     "CEMA": [CEMA(), CEMA(high=1.0, div_margin=1.1, batch=8, replay=20, replay_from=12)],
     "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
+    "CrossDomainEnsemble": [
+        CrossDomainEnsemble(("direct", "emboss", "wavelet"), recipe=Recipe(batch=16)),
+        CrossDomainEnsemble(("blur", "sobel"), merge="average", distortions=(), recipe=Recipe(batch=16)),
+    ],
     "DRM": [
         DRM(recipe=Recipe(batch=16)),
         DRM(steer="entropy", learn="heads", recipe=Recipe(batch=16)),

@@ -11,6 +11,13 @@ from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
 from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
 from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline, honest_scale as honest_scale
 from .ear import EAR as EAR, EAROnline as EAROnline
+from .cross_domain import (
+    CrossDomainEnsemble as CrossDomainEnsemble,
+    CrossDomains as CrossDomains,
+    DomainInput as DomainInput,
+    laplace_nll as laplace_nll,
+)
+from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .incremental_forecaster import (
     IncrementalForecaster as IncrementalForecaster,
@@ -34,6 +41,7 @@ from .label_shift_adapter import (
 )
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .memo import MEMO as MEMO, MEMOOnline as MEMOOnline
+from .merging import Merged as Merged, honest_scale as honest_scale, merge_paths as merge_paths
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
 from .petal import PETAL as PETAL, PETALOnline as PETALOnline
 from .prior_correction import (

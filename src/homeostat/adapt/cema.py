@@ -34,8 +34,10 @@ Defaults are the paper's for ImageNet: high 0.4, div_margin 0.05, alpha 3, beta 
 samples remembered, SGD of 2.5e-3 and 2.5e-4. With 10 classes div_margin must be near 0.4 (at 0.05 hardly anything goes
 up), and E falls with log K by itself. `relax` acts only with `warm_up`, which the authors' settings leave off.
 
-It fails where the teacher is no better than the student under the shift: what is distilled are then the teacher's
-errors, with full weight, as it is sure of them. Uploaded samples leave the device as they are.
+After an abrupt change the moving statistics lag behind, by as many steps as samples are sent for; batch statistics, as
+Tent's, do not: on a stream of several corruptions without a reset CEMA can be far behind it. And it fails where the
+teacher is no better than the student under the shift: what is distilled are then the teacher's errors, with full
+weight, as it is sure of them. Uploaded samples leave the device as they are.
 
 >>> import torch
 >>> net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()

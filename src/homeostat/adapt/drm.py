@@ -46,6 +46,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from homeostat.adapt.learner import logits_of
+from homeostat.adapt.merging import honest_scale
 from homeostat.core.data import Batch, Data
 from homeostat.core.errors import InputError, ModelError
 from homeostat.core.fork import fork
@@ -257,18 +258,3 @@ def _measure(made: DomainHeads, trained: Mapping[str, Data], held: Mapping[str, 
     labels = [part.all_labels() for part in held.values()]
     for domain, (features, y) in enumerate(zip([*left, torch.cat(left)], [*labels, torch.cat(labels)], strict=True)):
         scales[domain] = honest_scale(home(made.heads[domain](features)).double(), y)
-
-
-def honest_scale(
-    logits: Float[Tensor, "batch classes"], labels: Tensor, low: float = 0.05, high: float = 20.0
-) -> float:
-    """The factor of logits with the lowest cross-entropy, within bounds. Its slope grows, so bounds are halved."""
-
-    def slope(scale: float) -> float:
-        expected = ((logits * scale).softmax(1) * logits).sum(1)
-        return float((expected - logits[torch.arange(len(labels)), labels]).mean())
-
-    for _ in range(40):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return (low * high) ** 0.5
