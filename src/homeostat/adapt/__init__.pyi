@@ -26,4 +26,5 @@ from .prior_correction import (
 )
 from .rna import RNA as RNA, RNAOnline as RNAOnline, error_signal as error_signal
 from .source import Source as Source
+from .tame import TAME as TAME, TAMEOnline as TAMEOnline
 from .tent import Tent as Tent, TentOnline as TentOnline
