@@ -21,8 +21,10 @@ Defaults: D = 10,000 and the quantile from the published summary; `shots`, `most
 ours, and so are details that the summary leaves open (one layer's features, ranks averaged over proxies).
 
 It fails where a domain does not move the features it reads: what looks like the source is sent to the source's head
-and never grows an adaptor, however wrong the answers are (permuted labels, for one). A stream that mixes domains within
-batches hardly raises the alarm. Five percent of familiar samples are called new, and false alarms with labels add up.
+and never grows an adaptor, however wrong the answers are (permuted labels, for one). A domain
+that was learnt from few samples has small bundles and a low threshold, and then swallows domains that come later. A
+stream that mixes domains within batches hardly raises the alarm. Five percent of familiar samples are called new, and
+false alarms with labels add up.
 
 >>> from homeostat.core.check import small_network, small_world
 >>> world = small_world()
