@@ -9,10 +9,10 @@ with R a fixed random normal matrix. A domain is a bundle (sum of v) for each of
 with the threshold at a quantile (5 %) of the domain's own scores, each sample compared with bundles that it is left out
 of. In `observe`, a batch is new when at least `alarm` of its samples are. The labels of new batches are collected; at
 `shots` of them the model grows: perceptrons of one to three layers between `band * most` and `most` parameters are
-ranked without training, by `proxies` (`homeostat.nn.zero_cost`: activation patterns, gradient flow), the best is trained
-on these few features, and it is stored with the domain's bundles and threshold. Each sample goes to the adaptor of its
-own nearest domain, the source's to the network's own head. Adaptors never change again, so that nothing is forgotten
-but for samples that the bundles of a newer domain draw to themselves.
+ranked without training, by `proxies` (`homeostat.nn.zero_cost`: activation patterns, gradient flow). The best is
+trained on these few features, and stored with the domain's bundles and threshold. Each sample goes to the adaptor of
+its own nearest domain, the source's to the network's own head. Adaptors never change again, so that nothing is
+forgotten but for samples that the bundles of a newer domain draw to themselves.
 
 Everything that grows lies in `carry`: bundles as whole numbers `[groups, D]`, adaptors in full precision. `forward`
 costs one pass and D x d multiply-adds a sample. R is drawn from the seed and not saved.
@@ -21,9 +21,9 @@ Defaults: D = 10,000 and the quantile from the published summary; `shots`, `most
 ours, and so are details that the summary leaves open (one layer's features, ranks averaged over proxies).
 
 It fails where a domain does not move the features it reads: what looks like the source is sent to the source's head
-and never grows an adaptor, however wrong the answers are (permuted labels, for one). A domain
-that was learnt from few samples has small bundles and a low threshold, and then swallows domains that come later. A
-stream that mixes domains within batches hardly raises the alarm. Five percent of familiar samples are called new, and
+and never grows an adaptor, however wrong the answers are (permuted labels, for one). A domain that
+was learnt from few samples has small bundles and a low threshold, and then swallows domains that come later. A stream
+that mixes domains within batches hardly raises the alarm. Five percent of familiar samples are called new, and
 false alarms with labels add up.
 
 >>> from homeostat.core.check import small_network, small_world
