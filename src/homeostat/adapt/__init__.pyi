@@ -58,6 +58,7 @@ from .sar import SAR as SAR, SAROnline as SAROnline
 from .sliding_window import SlidingWindow as SlidingWindow, WindowedOnline as WindowedOnline
 from .source import Source as Source
 from .t3a import T3A as T3A, T3AOnline as T3AOnline
+from .tame import TAME as TAME, TAMEOnline as TAMEOnline
 from .tent import Tent as Tent, TentOnline as TentOnline
 from .vida import ViDA as ViDA, ViDALayer as ViDALayer, ViDAOnline as ViDAOnline
 from .visual_prompt import Prompted as Prompted, VisualDomainPrompt as VisualDomainPrompt

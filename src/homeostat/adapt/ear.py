@@ -9,9 +9,10 @@ with R a fixed random normal matrix. A domain is a bundle (sum of v) for each of
 with the threshold at a quantile (5 %) of the domain's own scores, each sample compared with bundles that it is left out
 of. In `observe`, a batch is new when at least `alarm` of its samples are. The labels of new batches are collected; at
 `shots` of them the model grows: perceptrons of one to three layers between `band * most` and `most` parameters are
-ranked without training, by `proxies` (`homeostat.nn.zero_cost`: activation patterns, gradient flow), the best is trained
-on these few features, and it is stored with the domain's bundles and threshold. Each sample goes to the adaptor of its
-own nearest domain, the source's to the network's own head; adaptors never change again, so nothing is forgotten.
+ranked without training, by `proxies` (`homeostat.nn.zero_cost`: activation patterns, gradient flow). The best is
+trained on these few features, and stored with the domain's bundles and threshold. Each sample goes to the adaptor of
+its own nearest domain, the source's to the network's own head. Adaptors never change again, so that nothing is
+forgotten but for samples that the bundles of a newer domain draw to themselves.
 
 Everything that grows lies in `carry`: bundles as whole numbers `[groups, D]`, adaptors in full precision. `forward`
 costs one pass and D x d multiply-adds a sample. R is drawn from the seed and not saved.
@@ -20,15 +21,19 @@ Defaults: D = 10,000 and the quantile from the published summary; `shots`, `most
 ours, and so are details that the summary leaves open (one layer's features, ranks averaged over proxies).
 
 It fails where a domain does not move the features it reads: what looks like the source is sent to the source's head
-and never grows an adaptor, however wrong the answers are (permuted labels, for one). A stream that mixes domains within
-batches hardly raises the alarm. Five percent of familiar samples are called new, and false alarms with labels add up.
+and never grows an adaptor, however wrong the answers are (permuted labels, for one). A domain that
+was learnt from few samples has small bundles and a low threshold, and then swallows domains that come later. A stream
+that mixes domains within batches hardly raises the alarm. Five percent of familiar samples are called new, and
+false alarms with labels add up.
 
 >>> from homeostat.core.check import small_network, small_world
 >>> world = small_world()
 >>> ear = EAR(dimension=500, shots=16)(small_network(), world)
->>> [bool(new.float().mean() > 0.5) for new in (ear.detect(world.target.load().x)[0], ear.detect(-9 * world.target.load().x)[0])]
+>>> near = world.target.load()
+>>> far = near.replace(x=-9 * near.x)
+>>> [bool(ear.detect(batch.x)[0].float().mean() > 0.5) for batch in (near, far)]
 [False, True]
->>> _ = ear.observe(Batch(-9 * world.target.load().x, world.target.load().y))
+>>> _ = ear.observe(far)
 >>> ear.domains
 2
 
@@ -60,7 +65,7 @@ from homeostat.core.tree import Tree
 from homeostat.core.world import World
 from homeostat.fit.train import Recipe, train
 from homeostat.nn.banks import Ring
-from homeostat.nn.hyperdimensional import hypervectors, projection, similarity
+from homeostat.nn.hyperdimensional import hypervectors, pack_signs, projection, similarity, unpack_signs
 from homeostat.nn.mlp import MLP
 from homeostat.nn.optimizers import Adam
 from homeostat.nn.zero_cost import activation_diversity, best_by_rank, candidates, gradient_flow
@@ -88,7 +93,7 @@ class EAROnline(Online):
         most: int = 5000,
         band: float = 0.5,
         shots: int = 64,
-        alarm: float = 0.5,
+        alarm: float = 0.25,
         quantile: float = 0.05,
         largest: int = 16,
         layer: str = "",
@@ -146,8 +151,13 @@ class EAROnline(Online):
         """Logits, features, the largest similarity of each sample and the domain it belongs to."""
         out, features = tapped(self.model, x, self.model, self.layer or None)
         vectors = hypervectors(features.detach(), self.carry["mean"], self.matrix.to(features.device))
-        scores, group = similarity(vectors, self.carry["bundle"]).max(1)
+        scores, group = similarity(vectors, self._stored()).max(1)
         return logits_of(out), features, scores, self.carry["domain"][group]
+
+    def _stored(self) -> Tensor:
+        """The bundles to compare with."""
+        kept = self.carry["bundle"]
+        return unpack_signs(kept, self.dimension) if kept.dtype == torch.uint8 else kept
 
     def _routed(self, logits: Tensor, features: Tensor, nearest: Tensor) -> Tensor:
         out = logits
@@ -170,7 +180,7 @@ class EAROnline(Online):
         for i, (weight, bias) in enumerate(self._trained(domain, x, labels, classes)):
             self.carry[f"adaptor.{domain}.{i}.weight"], self.carry[f"adaptor.{domain}.{i}.bias"] = weight, bias
         vectors = hypervectors(features, self.carry["mean"], self.matrix.to(features.device))
-        bundle, threshold = bundled(vectors, labels, self.quantile)
+        bundle, threshold = bundled(vectors, labels, self.quantile, self.carry["bundle"].dtype == torch.uint8)
         own = torch.full((len(bundle),), domain, device=bundle.device)
         self.carry["bundle"] = torch.cat([self.carry["bundle"], bundle])
         self.carry["domain"] = torch.cat([self.carry["domain"], own])
@@ -212,13 +222,24 @@ def perceptron(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     return x
 
 
-def bundled(vectors: Tensor, labels: Tensor, quantile: float) -> tuple[Tensor, Tensor]:
-    """A bundle for each class that has samples, and a quantile of the samples' scores, each left out of its own."""
+def bundled(vectors: Tensor, labels: Tensor, quantile: float, bits: bool = False) -> tuple[Tensor, Tensor]:
+    """A bundle for each class that has samples, and a quantile of the samples' scores, each left out of its own.
+
+    With `bits` a bundle is stored by its signs alone, and the scores are those of the signs.
+    """
     present = labels.unique()
     own = (labels[:, None] == present).int()
     # Sums of signs are whole numbers far below 2^24, so float products are exact.
     bundle = own.float().T @ vectors.float()
-    dots, dimension = vectors.float() @ bundle.T, vectors.shape[1]
+    dimension = vectors.shape[1]
+    if bits:
+        signs = torch.where(bundle >= 0, 1.0, -1.0)
+        # Without its own vector a sum of +1 or 0 that the vector had a part in may change its sign.
+        held, sign = bundle[own.argmax(1)], vectors.float()
+        left = (sign * torch.where(held - sign >= 0, 1.0, -1.0)).sum(1, keepdim=True) / dimension
+        scores = torch.where(own.bool(), left, sign @ signs.T / dimension)
+        return pack_signs(signs.to(torch.int8)), scores.amax(1).quantile(quantile)
+    dots = vectors.float() @ bundle.T
     squared = bundle.square().sum(1) - own * (2 * dots - dimension)
     scores = (dots - own * dimension) / (dimension * squared.clamp(min=1.0)).sqrt()
     return bundle.to(torch.int32), scores.amax(1).quantile(quantile)
@@ -238,6 +259,7 @@ class EAR(Remedy):
         quantile: share of a domain's own samples that count as new.
         largest: domains at most.
         samples: source samples that are read at most.
+        storage: of bundles; `"counts"`, 4 bytes a component, or `"bits"`, their signs alone, 1 bit.
         layer: dotted name of the layer whose input the features are; empty for the last linear layer.
         recipe: how an adaptor is trained.
     """
@@ -247,10 +269,11 @@ class EAR(Remedy):
     most: Count = 5000
     band: Fraction = 0.5
     shots: Count = 64
-    alarm: Fraction = 0.5
+    alarm: Fraction = 0.25
     quantile: Fraction = 0.05
     largest: Count = 16
     samples: Count = 2000
+    storage: Literal["counts", "bits"] = "counts"
     layer: str = ""
     recipe: Recipe = Recipe(optimizer=Adam(lr=5e-3), epochs=60, batch=32)
 
@@ -283,7 +306,7 @@ class EAR(Remedy):
         exact = features.to(torch.promote_types(features.dtype, torch.float32))
         mean = exact.mean(0)
         matrix = projection(self.dimension, features.shape[1], run.seed).to(features.device)
-        bundle, threshold = bundled(hypervectors(exact, mean, matrix), y, self.quantile)
+        bundle, threshold = bundled(hypervectors(exact, mean, matrix), y, self.quantile, self.storage == "bits")
         scale = (exact - mean).square().mean().sqrt().clamp(min=1e-6)
         domain = torch.zeros(len(bundle), dtype=torch.long, device=bundle.device)
         return Bag(dict(zip(_KIT, (mean, scale, bundle, domain, threshold[None]), strict=True)))

@@ -40,6 +40,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from homeostat.adapt.rows import as_rows, as_tree
 from homeostat.core.data import Batch, Tensors
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Online
@@ -48,7 +49,7 @@ from homeostat.core.random import seed_for
 from homeostat.core.run import Run
 from homeostat.core.spec import Count
 from homeostat.core.task import Classify, Regress as Regress, Task
-from homeostat.core.tree import Tree, map_tree, named_leaves
+from homeostat.core.tree import Tree
 from homeostat.core.world import World
 from homeostat.fit.objective import Supervised
 from homeostat.fit.train import Recipe, train
@@ -101,9 +102,7 @@ class IncrementalOnline(Online):
             # A large batch may pass the time of a refit, which then sees what had come by then.
             room = self.every - int(self.carry["waiting"])
             now, left = left[:room], left[room:]
-            rows = {f"x.{name}": leaf for name, leaf in named_leaves(now.x, "x")}
-            rows |= {f"y.{name}": leaf for name, leaf in named_leaves(now.y, "y")}  # type: ignore[arg-type]
-            Ring(self.window).add(self.carry, rows)
+            Ring(self.window).add(self.carry, as_rows(now.x, "x") | as_rows(now.y, "y"))  # type: ignore[arg-type]
             self.carry["waiting"] += len(now)
             if int(self.carry["waiting"]) >= self.every:
                 self._refit(batch)
@@ -111,7 +110,7 @@ class IncrementalOnline(Online):
 
     def _refit(self, like: Batch) -> None:
         rows = Ring(self.window).rows(self.carry)
-        x, y = (_rebuilt(tree, name, rows) for name, tree in (("x", like.x), ("y", like.y)))
+        x, y = (as_tree(tree, name, rows) for name, tree in (("x", like.x), ("y", like.y)))  # type: ignore[arg-type]
         if self.fresh:
             with torch.no_grad():
                 anchor = self.anchor()
@@ -129,12 +128,6 @@ class IncrementalOnline(Online):
         train(self.model, losses, {"source": Tensors(x, y)}, parameters, self.recipe, run=run)
         self.model.eval()
         self.carry["waiting"], self.carry["refits"] = torch.tensor(0), self.carry["refits"] + 1
-
-
-def _rebuilt(like: Any, prefix: str, rows: Mapping[str, Tensor]) -> Any:
-    """The tree of the stored rows, in the structure of the present batch's."""
-    names = iter([name for name, _ in named_leaves(like, prefix)])
-    return map_tree(lambda _: rows[f"{prefix}.{next(names)}"], like)
 
 
 @dataclass(frozen=True)
