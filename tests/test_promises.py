@@ -18,6 +18,7 @@ from homeostat.adapt import (
     BatchNormBlend,
     ConditionalUnrolled,
     CoTTA,
+    CrossDomainEnsemble,
     LabelShiftAdapter,
     PeriodicReset,
     Repeated,
@@ -26,12 +27,6 @@ from homeostat.adapt import (
     Tent,
     ViDA,
     VisualDomainPrompt,
-    BatchNormBlend,
-    CoTTA,
-    CrossDomainEnsemble,
-    LabelShiftAdapter,
-    PeriodicReset,
-    Tent,
 )
 from homeostat.continual import ACIL
 from homeostat.core import spec

@@ -1,4 +1,4 @@
-"""Every method of adaptation on what streams and networks there are, beside the promises of `tests/test_promises.py`."""
+"""Every method of adaptation on what networks and streams there are, beside what `tests/test_promises.py` checks."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Slow:
         self.count += 1
         if place == self.size - 1:
             self.learnt += 1
-            return self.inner.observe(ring)[place]
+            return self.inner.observe(ring)[place]  # type: ignore[return-value]
         with torch.no_grad():
             return self.inner(ring)[place]
 

@@ -8,16 +8,15 @@ from .class_balance import degree_of as degree_of, estimate_prior as estimate_pr
 from .conditional_unrolled import ConditionalUnrolled as ConditionalUnrolled, total_variation as total_variation
 from .controller import RNAController as RNAController
 from .cotta import CoTTA as CoTTA, CoTTAOnline as CoTTAOnline
-from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
-from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline, honest_scale as honest_scale
-from .ear import EAR as EAR, EAROnline as EAROnline
 from .cross_domain import (
     CrossDomainEnsemble as CrossDomainEnsemble,
     CrossDomains as CrossDomains,
     DomainInput as DomainInput,
     laplace_nll as laplace_nll,
 )
+from .deyo import DeYO as DeYO, DeYOOnline as DeYOOnline
 from .drm import DRM as DRM, DomainHeads as DomainHeads, DRMOnline as DRMOnline
+from .ear import EAR as EAR, EAROnline as EAROnline
 from .eata import EATA as EATA, EATAOnline as EATAOnline
 from .incremental_forecaster import (
     IncrementalForecaster as IncrementalForecaster,

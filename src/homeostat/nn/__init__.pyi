@@ -24,7 +24,6 @@ from .hyperdimensional import (
     similarity as similarity,
     unpack_signs as unpack_signs,
 )
-from .fisher import fisher_diagonal as fisher_diagonal
 from .image_domains import domain_channels as domain_channels, middle_domains as middle_domains
 from .kernels import (
     median_bandwidth as median_bandwidth,
