@@ -120,7 +120,7 @@ class ROIDOnline(Learner):
         return self.augment(x, generator(self.seed, "ROID.views", step))
 
     def _corrected(self, logits: Tensor) -> Tensor:
-        return logits if self.prior == "none" else correct_prior(logits, self.prior)
+        return logits if self.prior == "none" else correct_prior(logits, self.prior)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _weights(self, logits: Tensor) -> tuple[Tensor, Tensor]:
