@@ -6,13 +6,13 @@ import sys
 
 import typer
 
-from homeostat.cli import bench, catalogue, claims, clouds, files, methods, records, serving, trying
+from homeostat.cli import audits, bench, catalogue, claims, clouds, files, methods, records, serving, trying
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     help="Keeps a trained neural network working when the world it meets changes.",
-    epilog="Ends with 0 when all is well, 1 when a check of claims finds something wrong, 2 when something is wrong "
-    "that you can put right, 130 when interrupted.",
+    epilog="Ends with 0 when all is well, 1 when a check of claims or an audit finds something wrong, 2 when something "
+    "is wrong that you can put right, 130 when interrupted.",
 )  # fmt: skip
 
 _BEGIN, _SERVE, _TRY, _COMPARE, _LOOK = "Begin", "Serve", "Try", "Compare", "Look up"
@@ -26,6 +26,7 @@ app.command(rich_help_panel=_SERVE)(records.history)
 app.command(rich_help_panel=_SERVE)(records.why)
 app.command(rich_help_panel=_SERVE)(records.rollback)
 app.command(rich_help_panel=_SERVE)(records.report)
+app.command(rich_help_panel=_SERVE)(audits.audit)
 app.command(rich_help_panel=_SERVE)(clouds.cloud)
 app.command(rich_help_panel=_TRY)(trying.probe)
 app.add_typer(

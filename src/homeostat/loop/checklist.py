@@ -36,8 +36,12 @@ from torch import nn
 from homeostat.core.errors import HomeostatError
 from homeostat.core.method import Shift
 from homeostat.core.run import Run
+from homeostat.core.save import load
 from homeostat.core.world import World
+from homeostat.loop.deployment import begun, kept_deployment, open_stream, read_deployment
+from homeostat.loop.estimate import kinds_of_shift
 from homeostat.loop.practices import CHECKS, Audited, Limits
+from homeostat.loop.serving import windows_served
 
 State = Literal["pass", "fail", "not checked"]
 
@@ -94,6 +98,32 @@ def audit(
     """
     seen = Audited(model, world, None if store is None else Path(store), simulate, limits, run)
     return Audit(tuple(_checked(name, practice, check, seen) for name, (practice, check) in CHECKS.items()))
+
+
+def audit_deployment(path: str | Path, *, limits: Limits = Limits(), run: Run = Run()) -> Audit:
+    """Check a deployment: a YAML file's, or a store's.
+
+    What comes now are the samples that were served last; of a deployment that has not begun, the stream's first ones.
+
+    Args:
+        path: the file, or the store's folder.
+        limits: where the lines are drawn.
+        run: seed.
+
+    Raises:
+        What reading the deployment, its data and its network raise.
+    """
+    path = Path(path)
+    made = kept_deployment(path) if path.is_dir() else read_deployment(path)
+    assert made.before is not None
+    folder, stream = Path(made.store), open_stream(made)
+    store, served = (folder, windows_served(folder)) if begun(folder) else (None, 0)
+    last = min(len(stream), max(served * made.plan.window, limits.samples))
+    now = stream[max(0, last - limits.samples) : last]
+    model = load(made.model) if isinstance(made.model, str) else made.model.build(run)
+    world = World(source=made.before.read(), target=now)
+    inputs = tuple(shift for shift in made.simulate if kinds_of_shift(shift) <= {"covariate"})
+    return audit(model, world, store=store, simulate=inputs, limits=limits, run=run)
 
 
 def _checked(name: str, practice: str, check: Callable[[Audited], tuple[bool, str]], seen: Audited) -> Check:

@@ -163,27 +163,24 @@ def _finite(seen: Audited) -> tuple[bool, str]:
 def _drift(seen: Audited) -> tuple[bool, str]:
     found = seen.kind.finding
     assert found is not None
-    return not (found.detected and found.kind != "label"), _told(seen.kind, "label")
+    if found.detected and found.kind == "label":
+        return True, "no other change than of the class balance"
+    return not found.detected, found.text
 
 
 def _balance(seen: Audited) -> tuple[bool, str]:
     found = seen.kind.finding
     assert found is not None
-    return not (found.detected and found.kind == "label"), _told(seen.kind, "")
-
-
-def _told(reading: Reading, other: str) -> str:
-    found = reading.finding
-    assert found is not None
-    return (
-        found.text if found.kind != other else f"no other change than of the class balance is likelier ({found.kind})"
-    )
+    if found.detected and found.kind != "label":
+        return True, f"no change of the class balance; the drift is of another kind ({found.kind})"
+    return not found.detected, found.text
 
 
 def _calibration(seen: Audited) -> tuple[bool, str]:
     reading = read([ECE()], seen.model, World(source=seen.labelled, held=seen.labelled, task=seen.world.task))[0]
     low = reading.value if reading.interval is None else reading.interval.low
-    return low <= seen.limits.ece, f"the expected calibration error is {reading}; the limit is {seen.limits.ece:g}"
+    said = f"the expected calibration error is {reading.value:.1%}, surely {low:.1%} or more"
+    return low <= seen.limits.ece, f"{said}; the limit is {seen.limits.ece:.0%}"
 
 
 def _corruption(seen: Audited) -> tuple[bool, str]:
