@@ -55,7 +55,7 @@ class Deployment(Spec):
         before: labelled data from before, as the network was trained for but not on.
         stream: what it is to answer, in order. Labels, where there are any, judge afterwards; see `labels`.
         shift: what happens to the stream, for a rehearsal.
-        remedies: candidates, in order of preference where the record says nothing.
+        remedies: candidates, in order of preference where neither rehearsals nor the record say anything.
         simulate: shifts on which candidates' estimates are calibrated; none, or at least three.
         plan: how the loop works.
         labels: random labels a window that the loop is shown; `OnDemand` goes by what it is doing.

@@ -49,7 +49,7 @@ class Loop:
     Args:
         model: the network as deployed; untouched.
         world: needs labelled `source` (or `calibration`): data from before that the network was not trained on.
-        remedies: candidates, in order of preference where the record says nothing.
+        remedies: candidates, in order of preference where neither rehearsals nor the record say anything.
         store: folder of the journal and checkpoints. An existing one is resumed.
         simulate: shifts on which candidates' estimates are calibrated; without them only labels can commit.
         plan: how the loop works.

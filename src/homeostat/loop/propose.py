@@ -9,7 +9,8 @@ so that what was learnt of a remedy in one kind of shift tells a little of it in
 form; the option with the highest optimistic value, posterior mean plus `explore` standard deviations, is taken.
 
 The safe default is to try nothing, whose gain is known to be 0: an option whose optimistic value is not above it is not
-worth a trial. Whatever is tried runs in shadow, so that trying costs time and never an answer.
+worth a trial. Whatever is tried runs in shadow, so that trying costs time and never an answer. Where candidates were
+rehearsed on simulated shifts, these count as trials that were seen.
 
 Reference: Li, Chu, Langford, Schapire, "A contextual-bandit approach to personalized news article recommendation",
 WWW 2010 (optimism); Gelman and Hill, "Data analysis using regression and multilevel models", 2007 (the pooling).

@@ -21,7 +21,7 @@ from homeostat.core.probe import Outputs, Probe, measure
 from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
 from homeostat.core.save import content_hash
-from homeostat.core.trace import Trace
+from homeostat.core.trace import Entry, Trace
 from homeostat.core.tree import leaves
 from homeostat.core.world import World
 from homeostat.loop.estimate import Estimate, Normal, Rehearsal, Same, Unknown, calibrate, kinds_of_shift
@@ -117,6 +117,7 @@ class Repertoire:
             if why := self._unfit(name, remedy, world, kinds):
                 left[name] = why
         options, chosen, spent = [n for n in self.remedies if n not in left], list[str](), 0.0
+        trace = Trace((*self._rehearsals(options), *trace))
         while options and len(chosen) < self.plan.candidates:
             offered = [*options, NOTHING]
             name = offered[self.plan.proposer(trace, offered, run=self.run)]
@@ -132,6 +133,17 @@ class Repertoire:
             chosen.append(name)
             spent += passes
         return chosen, left | dict.fromkeys(options, f"others come first, and {len(chosen)} are tried")
+
+    def _rehearsals(self, names: Sequence[str]) -> list[Entry]:
+        """What candidates came to when they were rehearsed, as trials that the proposer learns from."""
+        entries = list[Entry]()
+        for name in names:
+            self.estimate(name)
+            if (made := self._rehearsed[name]) is not None:
+                for gain, kinds in zip(made.gains, made.kinds, strict=True):
+                    reading = Reading("gain", gain, unit="fraction", better="higher")
+                    entries += [Entry(0, name, kind, (reading,), "rehearsed") for kind in sorted(kinds)]
+        return entries
 
     def _unfit(self, name: str, remedy: Remedy, world: World, kinds: Mapping[str, float]) -> str:
         """Why a remedy does not fit the shift or the world, or nothing.
