@@ -131,7 +131,7 @@ class FedCoTTA(CoTTAOnline, register=False):
 def whole_cotta_pair(folder: Path, views: int, sure: bool) -> tuple[Call, Call]:
     """Ours and theirs, each with views of its own making."""
     for name in () if _ALIVE else ("nms", "qnms"):
-        _ALIVE.append(torch.library.Library("torchvision", "FRAGMENT"))
+        _ALIVE.append(torch.library.Library(ns="torchvision", kind="FRAGMENT"))
         _ALIVE[-1].define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
     sys.path.insert(0, str(folder / "cotta/cifar"))
     code = module(folder / "cotta/cifar/cotta.py", "authors_whole_cotta")

@@ -110,7 +110,7 @@ class Encoder(nn.Module):
 def prepare_theirs(folder: Path, before: Data) -> None:
     """Make the collection's modules importable without its model zoo and its data sets."""
     for name in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
-        KEPT.append(torch.library.Library("torchvision", "FRAGMENT"))
+        KEPT.append(torch.library.Library(ns="torchvision", kind="FRAGMENT"))
         KEPT[-1].define(name)
     sys.path.insert(0, str(folder / "classification"))
     stand_in("methods", __path__=[str(folder / "classification/methods")])

@@ -28,7 +28,7 @@ def completes(line: str) -> list[str]:
     ("line", "offered"),
     [
         ("homeostat pro", ["probe"]),
-        ("homeostat apply EA", ["EATA"]),
+        ("homeostat apply EAT", ["EATA"]),
         ("homeostat apply EATA --mar", ["--margin"]),
         ("homeostat apply EATA --backward ", ["masked", "subset"]),
         ("homeostat apply EATA --optimizer S", ["SGD"]),
@@ -51,7 +51,7 @@ def test_all_remedies_are_offered():
 
 
 def test_completing_a_name_imports_no_torch():
-    line = "homeostat apply EA"
+    line = "homeostat apply EAT"
     code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); {CODE}"
     asked = {"COMP_WORDS": line, "COMP_CWORD": "2", "_HOMEOSTAT_COMPLETE": "complete_bash"}
     done = subprocess.run(
