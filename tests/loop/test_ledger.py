@@ -85,3 +85,12 @@ def test_every_label_is_counted_once_or_lost_whatever_the_order(windows, order):
         right, count, lost = right + int(found.frozen.sum()), count + len(found), lost + found.lost
     unique = len({(i, step) for i, _, step in truth})
     assert lost == 0 and count == len(truth) >= unique and right <= count
+
+
+def test_what_was_answered_is_told_apart_from_what_is_served():
+    """In a hedged window the frozen network answers, and what is served is judged all the same."""
+    ledger = Ledger(Bag(), 1)
+    frozen, served = one_hot([0, 1, 2]), one_hot([0, 0, 2])
+    ledger.add(0, torch.tensor([5, 6, 7]), frozen, served, [], answered=frozen)
+    found = ledger.settle(torch.tensor([0, 1, 1]))
+    assert found.served.tolist() == [True, False, False] and found.answered.tolist() == [True, True, False]

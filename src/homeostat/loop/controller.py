@@ -73,7 +73,7 @@ class Controller:
         trial = now.phase == "trial"
         tried = self._shadow(window) if trial else []
         self.tried = {t.name: out for t, out in zip(now.trials, tried, strict=False) if out is not None}
-        self.ledger.add(now.at, window.batch.id, window.seen.logits, window.out, tried)
+        self.ledger.add(now.at, window.batch.id, window.seen.logits, window.own, tried, window.out)
         arrived = self._settle_labels(window)
         self._keep_inputs(window.batch, arrived)
         self._note(window, arrived)
@@ -118,7 +118,7 @@ class Controller:
         said: dict[str, Any] = {"served": self.progress.served, "ms": round(window.ms, 2)}
         said["entropy"] = round(mean_entropy(window.seen.logits), 4)
         if len(arrived):
-            said |= {"labels": len(arrived), "right": int(arrived.served.sum())}
+            said |= {"labels": len(arrived), "right": int(arrived.answered.sum())}
             said["frozen_right"] = int(arrived.frozen.sum())
         if arrived.lost:
             said["lost"] = arrived.lost
@@ -182,7 +182,7 @@ class Controller:
         estimate = self.repertoire.estimate(now.served, now.kinds)
         if not estimate.known:
             return "the world changed, and nothing shows that it helps now"
-        signs = Signs.of(window.out, window.seen, self.repertoire.normal)
+        signs = Signs.of(window.own, window.seen, self.repertoire.normal)
         gain = estimate.gain(signs)
         low = gain - estimate.margin(signs)
         return None if low >= 0 else f"the world changed, and its gain is estimated at {gain:+.1%}, at least {low:+.1%}"
@@ -217,7 +217,7 @@ class Controller:
             if not trial.refused:
                 out, trial.refused, ms = attempt(model, window.there)
                 if out is not None:
-                    trial.see(out, window.out, window.seen, self.repertoire.normal, self.plan.few)
+                    trial.see(out, window.own, window.seen, self.repertoire.normal, self.plan.few)
                     trial.hurry(ms, self.plan.latency_ms)
             outs.append(out)
         return outs
@@ -273,7 +273,7 @@ class Controller:
     def _breached(self, window: Window, arrived: Arrived) -> str | None:
         """Why what is served is no longer better than the frozen network, or None."""
         now, plan = self.progress, self.plan
-        if why := guard(window.out, window.seen.logits, plan.few):
+        if why := guard(window.own, window.seen.logits, plan.few):
             return why
         mine = arrived.step >= now.switched
         worse = arrived.frozen[mine].int() - arrived.served[mine].int()
@@ -281,7 +281,7 @@ class Controller:
         if now.breach.capital >= plan.monitor.run_length:
             return f"the frozen network is better by {now.breach.mean:.1%} on {now.breach.count} labels"
         estimate = self.repertoire.estimate(now.served, now.kinds)
-        signs = Signs.of(window.out, window.seen, self.repertoire.normal)
+        signs = Signs.of(window.own, window.seen, self.repertoire.normal)
         # Labels that came in this window and speak for what is served outweigh an estimate that speaks against it.
         below = estimate.known and estimate.gain(signs) < 0 and int(worse.sum()) >= 0
         now.low = now.low + 1 if below else 0

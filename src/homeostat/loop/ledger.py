@@ -15,9 +15,9 @@ from torch import Tensor
 from homeostat.core.data import UNKNOWN
 from homeostat.core.online import Bag
 
-_ID, _STEP, _LABEL, _FROZEN, _SERVED, _TRIED = range(6)
+_ID, _STEP, _LABEL, _FROZEN, _SERVED, _ANSWERED, _TRIED = range(7)
 _NONE = -1
-_TENSORS = ("id", "step", "label", "frozen", "served", "tried")
+_TENSORS = ("id", "step", "label", "frozen", "served", "answered", "tried")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Arrived:
         step: int64 `[samples]`, the windows in which they were served.
         label: their labels.
         frozen, served: boolean, whether the frozen network and what was served were right.
+        answered: boolean, whether the answer was, which the frozen network gives where a window is hedged.
         tried: int64 `[samples, candidates]`, 1 where a candidate of the trial under way was right, 0 where it was not,
             -1 where it did not answer.
         lost: how many labels came for samples that nothing is kept of.
@@ -39,6 +40,7 @@ class Arrived:
     label: Tensor
     frozen: Tensor
     served: Tensor
+    answered: Tensor
     tried: Tensor
     lost: int = 0
 
@@ -71,12 +73,24 @@ class Ledger:
         empty = torch.empty(0, _TRIED + self.width, dtype=torch.int64)
         return torch.cat([empty, *(self.bag[f"ledger.{step}"] for step in steps)])
 
-    def add(self, step: int, ids: Tensor, frozen: Tensor, served: Tensor, tried: Sequence[Tensor | None]) -> None:
-        """Note what was predicted for a window; logits `[window, classes]`, None for a candidate that gave none."""
+    def add(
+        self,
+        step: int,
+        ids: Tensor,
+        frozen: Tensor,
+        served: Tensor,
+        tried: Sequence[Tensor | None],
+        answered: Tensor | None = None,
+    ) -> None:
+        """Note what was predicted for a window; logits `[window, classes]`, None for a candidate that gave none.
+
+        What is served answered, where nothing else is said.
+        """
         made = torch.full((len(ids), _TRIED + self.width), _NONE)
         made[:, _ID], made[:, _STEP], made[:, _LABEL] = ids, step, UNKNOWN
         made[:, _FROZEN] = frozen.argmax(-1)
         made[:, _SERVED] = made[:, _FROZEN] if served is frozen else served.argmax(-1)
+        made[:, _ANSWERED] = made[:, _SERVED] if answered is None or answered is served else answered.argmax(-1)
         for column, logits in enumerate(tried):
             if logits is not None:
                 made[:, _TRIED + column] = logits.argmax(-1)
@@ -92,7 +106,8 @@ class Ledger:
         """
         if bool((labels == UNKNOWN).all()):
             none = torch.empty(0, dtype=torch.int64)
-            return Arrived(none, none, none, none.bool(), none.bool(), none.view(0, 1).expand(0, self.width))
+            wrong = none.bool()
+            return Arrived(none, none, none, wrong, wrong, wrong, none.view(0, 1).expand(0, self.width))
         steps = self.steps if ids is not None else self.steps[-1:]
         rows = self.rows(steps)
         if ids is None:
@@ -112,8 +127,8 @@ class Ledger:
             self.bag[f"ledger.{kept}"] = rows[rows[:, _STEP] == kept]
         found, label = rows[places], labels[:, None]
         tried = torch.where(found[:, _TRIED:] >= 0, (found[:, _TRIED:] == label).long(), _NONE)
-        frozen, served = found[:, _FROZEN] == labels, found[:, _SERVED] == labels
-        return Arrived(found[:, _ID], found[:, _STEP], labels, frozen, served, tried, lost)
+        frozen, served, answered = (found[:, column] == labels for column in (_FROZEN, _SERVED, _ANSWERED))
+        return Arrived(found[:, _ID], found[:, _STEP], labels, frozen, served, answered, tried, lost)
 
     def wrong(self, since: int) -> Tensor:
         """Boolean `[labels]`: where the frozen network erred, of samples served from a window on whose label came."""

@@ -97,7 +97,7 @@ class Loop:
         self._rows: list[Row] = []
         self._late: list[tuple[Tensor, Tensor, int | None]] = []
         self.seen: Outputs | None = None
-        self._now: tuple[Batch, Batch, Tensor, str, str, float, Outputs | None] | None = None
+        self._now: tuple[Batch, Batch, Tensor, Tensor, str, str, float, Outputs | None] | None = None
         try:
             self.repertoire = Repertoire(remedies, self.sensor, world, data, before, simulate, plan, self.setup)
             self.controller = Controller(self.frozen, before, self.repertoire, plan, self.setup, self._say)
@@ -206,10 +206,20 @@ class Loop:
             if out is not None and seen is not None:
                 made_of = (self.plan, self.progress, self.repertoire, self.state.carry)
                 hedged = doubt(*made_of, out, seen)
+        own = out
         if out is None or hedged:
             assert seen is not None
             out = seen.logits
-        self._now = (made, there, out, failed, hedged, 1000 * (time.perf_counter() - began), seen)
+        self._now = (
+            made,
+            there,
+            out,
+            out if own is None else own,
+            failed,
+            hedged,
+            1000 * (time.perf_counter() - began),
+            seen,
+        )
         return out
 
     def step(self, batch: Batch | Any) -> Tensor:
@@ -245,13 +255,13 @@ class Loop:
         """
         if self._now is None:
             raise InputError("there is no served window to learn from; call predict first")
-        (made, there, out, failed, hedged, ms, seen), self._now = self._now, None
+        (made, there, out, own, failed, hedged, ms, seen), self._now = self._now, None
         labels = made.y if isinstance(made.y, Tensor) else torch.full((len(made),), UNKNOWN)
         seen = self.sensor(made, there.x) if seen is None else seen
         late, self._late = self._late, []
         self.seen = seen
         batch = made.replace(y=labels.long(), meta={}).to(HOME)
-        self.controller.turn(Window(batch, there.replace(meta={}), out, seen, failed, hedged, ms, late))
+        self.controller.turn(Window(batch, there.replace(meta={}), out, own, seen, failed, hedged, ms, late))
         kinds = {row.kind for row in self._rows}
         if self.progress.at % self.plan.snapshot == 0 or kinds & set(SWITCHES):
             self.snapshot()

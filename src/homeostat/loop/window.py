@@ -18,7 +18,8 @@ class Window:
     Attributes:
         batch: what came, on the CPU; `y` are labels, `UNKNOWN` where they have not come.
         there: its inputs where the networks lie, without labels.
-        out: logits that were served.
+        out: logits of the answer.
+        own: what is served gave, which the answer is but where the window is hedged.
         seen: the frozen network's outputs.
         failed: why what is served could not answer, or empty.
         hedged: why the deployed network answered in its place, or empty.
@@ -29,6 +30,7 @@ class Window:
     batch: Batch
     there: Batch
     out: Tensor
+    own: Tensor
     seen: Outputs
     failed: str = ""
     hedged: str = ""
