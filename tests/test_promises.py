@@ -100,14 +100,17 @@ REMEDIES: dict[str, list[Remedy]] = {
         LabelShiftAdapter(PeriodicReset(Tent(), every=2), recipe=Recipe(batch=16)),
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
-    "PeriodicReset": [PeriodicReset(Tent(), every=2)],
+    "PeriodicReset": [
+        PeriodicReset(Tent(), every=2),
+        PeriodicReset(SlidingWindow(EATA(margin=1.0), size=5), every=3),
+    ],
     "RMT": [RMT(warmup=60, batch=20), RMT(w_src=0.0, w_con=0.0, warmup=0)],
     "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
     "VisualDomainPrompt": [VisualDomainPrompt(), VisualDomainPrompt(statistics="batch")],
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
     "RSCP": [RSCP(draws=8)],
-    "Repeated": [Repeated(Tent(), steps=2)],
-    "SlidingWindow": [SlidingWindow(Tent(), size=5)],
+    "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
+    "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
 }
 PROBES: dict[str, list[Probe]] = {
     "BBSE": [BBSE(soft=True)],
