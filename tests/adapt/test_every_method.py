@@ -22,6 +22,7 @@ from homeostat.adapt import (
     Repeated,
     RoTTA,
     RoTTAOnline,
+    SlidingWindow,
     Tent,
     ViDA,
     VisualDomainPrompt,
@@ -34,11 +35,7 @@ from homeostat.core.method import Remedy
 from homeostat.core.online import Online
 from homeostat.core.run import Run
 from homeostat.core.world import World
-from tests.test_promises import CHEAPER, REMEDIES, WORLDS
-
-BATCHNORM_ONLY = {"BatchNormBlend"}
-"""Methods that are about the statistics of batches, and refuse networks that have none."""
-
+from tests.test_promises import CHEAPER, MODELS, REMEDIES, WORLDS
 
 def network(kind: str) -> nn.Module:
     """The small network of the checks, with another normalisation."""
@@ -51,7 +48,8 @@ def network(kind: str) -> nn.Module:
 def methods() -> list[Remedy]:
     found: list[Remedy] = []
     for cls in spec.registered(Remedy):
-        if cls.__module__.startswith("homeostat.adapt.") and not getattr(cls, "__abstractmethods__", None):
+        abstract = getattr(cls, "__abstractmethods__", None)
+        if cls.__module__.startswith("homeostat.adapt.") and not abstract and cls.__name__ not in MODELS:
             found += REMEDIES.get(cls.__name__) or [CHEAPER.get(cls.__name__) or cls()]
     return found
 
@@ -91,6 +89,16 @@ def test_a_batch_costs_as_many_passes_as_the_card_says(method: Remedy):
     assert sum(SEEN) / 16 == pytest.approx(passes, abs=1.0 if isinstance(method, ROID) else 0)
 
 
+def test_samples_that_come_alone_cost_as_many_passes_as_the_card_of_a_window_says():
+    made = SlidingWindow()(nn.Sequential(*small_network(), Counting()).eval())
+    x = torch.rand(128, 1, 8, 8)
+    made.observe(x[:64])
+    SEEN.clear()
+    for one in x[64:].split(1):
+        made.observe(one)
+    assert sum(SEEN) / 64 == SlidingWindow.card.passes
+
+
 METHODS = [pytest.param(method, id=f"{type(method).__name__}-{i}") for i, method in enumerate(methods())]
 
 
@@ -101,7 +109,7 @@ def world_of(method: Remedy) -> World:
 @pytest.mark.parametrize("kind", ["group", "layer"])
 @pytest.mark.parametrize("method", METHODS)
 def test_networks_without_batch_statistics_are_served_as_promised_or_refused_with_the_reason(method: Remedy, kind: str):
-    if type(method).__name__ in BATCHNORM_ONLY:
+    if "model.batchnorm" in method.needs():
         with pytest.raises(ModelError, match="BatchNorm"):
             method(network(kind), world_of(method))
         return
