@@ -37,6 +37,7 @@ from homeostat.core.run import Run
 from homeostat.core.world import World
 from tests.test_promises import CHEAPER, MODELS, REMEDIES, WORLDS
 
+
 def network(kind: str) -> nn.Module:
     """The small network of the checks, with another normalisation."""
     net: Any = small_network()
