@@ -6,6 +6,8 @@ no public code, and we know no number of the paper that could be compared.
 
 from __future__ import annotations
 
+import torch
+
 from homeostat.adapt import BatchNormBlend, VisualDomainPrompt
 from homeostat.core.data import Data
 from homeostat.core.probe import prequential
@@ -68,5 +70,6 @@ def nothing_is_forgotten(run: Run, test: Data) -> dict[str, float]:
     prompted = VisualDomainPrompt()(net, run=run)
     prequential(prompted, Phases(BRIGHT)(images[:3000], run=run), batch=50)
     clean = images[3000:5000].load()
-    found = {"without prompts": prompted.bare(clean.x), "source": net(clean.x), "with prompts": prompted(clean.x)}
+    with torch.no_grad():
+        found = {"without prompts": prompted.bare(clean.x), "source": net(clean.x), "with prompts": prompted(clean.x)}
     return {name: _right(logits, clean.labels) for name, logits in found.items()}

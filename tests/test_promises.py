@@ -100,14 +100,17 @@ REMEDIES: dict[str, list[Remedy]] = {
         LabelShiftAdapter(PeriodicReset(Tent(), every=2), recipe=Recipe(batch=16)),
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
-    "PeriodicReset": [PeriodicReset(Tent(), every=2)],
+    "PeriodicReset": [
+        PeriodicReset(Tent(), every=2),
+        PeriodicReset(SlidingWindow(EATA(margin=1.0), size=5), every=3),
+    ],
     "RMT": [RMT(warmup=60, batch=20), RMT(w_src=0.0, w_con=0.0, warmup=0)],
     "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
     "VisualDomainPrompt": [VisualDomainPrompt(), VisualDomainPrompt(statistics="batch")],
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
     "RSCP": [RSCP(draws=8)],
-    "Repeated": [Repeated(Tent(), steps=2)],
-    "SlidingWindow": [SlidingWindow(Tent(), size=5)],
+    "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
+    "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
 }
 PROBES: dict[str, list[Probe]] = {
     "BBSE": [BBSE(soft=True)],
@@ -130,12 +133,6 @@ def table() -> World:
     return World(source=source, target=target, held=held)
 
 
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "ShiftKind": ShiftKind(simulations=6)}
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
-"""For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {"TIES": donors, "CEMA": with_a_cloud, "LabelShiftAdapter": skewed, "FeatureShift": table}
-
-
 def scans() -> World:
     """Undersampled frequencies of the small images."""
     return World(
@@ -146,9 +143,20 @@ def scans() -> World:
 
 MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
 """For remedies that take no classifier."""
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "ShiftKind": ShiftKind(simulations=6)}
+CHEAPER: dict[str, Any] = {
+    "CoTTA": CoTTA(views=3),
+    "MEMO": MEMO(views=2),
+    "PETAL": PETAL(views=3),
+    "ShiftKind": ShiftKind(simulations=6),
+}
 """For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {"TIES": donors, "FeatureShift": table, "ConditionalUnrolled": scans}
+WORLDS = {
+    "CEMA": with_a_cloud,
+    "ConditionalUnrolled": scans,
+    "FeatureShift": table,
+    "LabelShiftAdapter": skewed,
+    "TIES": donors,
+}
 
 
 def cases(kind: type, made: dict) -> list:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from homeostat.adapt import DeYO, Tent
 from homeostat.core.errors import InputError
 from homeostat.core.run import Run
-from homeostat.nn.destroy import Occluded, ShuffledPixels
+from homeostat.nn.destroy import Occluded, ShuffledPatches, ShuffledPixels
 from homeostat.nn.optimizers import SGD, Adam
 
 
@@ -105,10 +105,16 @@ def test_views_change_from_step_to_step_and_come_again_with_the_seed(network, st
     assert torch.equal(deyo.view_of(x, 0), DeYO()(network(), run=Run(seed=1)).view_of(x, 0))
 
 
-def test_inputs_that_are_no_images_are_refused():
+@pytest.mark.parametrize("margin", [1.01, 1e-9])
+def test_inputs_that_are_no_images_are_refused_whether_or_not_a_sample_is_sure(margin, network, stream):
     net = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
-    with pytest.raises(InputError, match="float images"):
-        DeYO(margin=1.01)(net).observe(torch.randn(4, 3))
+    for unfit in (torch.randn(4, 3), {"image": stream(1)[0]}):
+        deyo = DeYO(margin=margin)(net)
+        with pytest.raises(InputError, match="float images"):
+            deyo.observe(unfit)
+        assert int(deyo.carry["seen"]) == 0
+    with pytest.raises(InputError, match="ask for fewer"):
+        DeYO(margin=margin, destroy=ShuffledPatches(9))(network()).observe(stream(1)[0])
 
 
 class ByColor(nn.Module):

@@ -8,6 +8,25 @@ import pytest
 import torch
 from torch import nn
 
+from homeostat.adapt import (
+    EATA,
+    MEMO,
+    PETAL,
+    RMT,
+    ROID,
+    SAR,
+    T3A,
+    CoTTA,
+    DeYO,
+    PeriodicReset,
+    Repeated,
+    RoTTA,
+    RoTTAOnline,
+    SlidingWindow,
+    Tent,
+    ViDA,
+    VisualDomainPrompt,
+)
 from homeostat.core import spec
 from homeostat.core.check import check_remedy, small_network, small_world
 from homeostat.core.data import Tensors
@@ -16,10 +35,7 @@ from homeostat.core.method import Remedy
 from homeostat.core.online import Online
 from homeostat.core.run import Run
 from homeostat.core.world import World
-from tests.test_promises import CHEAPER, REMEDIES, WORLDS
-
-BATCHNORM_ONLY = {"BatchNormBlend"}
-"""Methods that are about the statistics of batches, and refuse networks that have none."""
+from tests.test_promises import CHEAPER, MODELS, REMEDIES, WORLDS
 
 
 def network(kind: str) -> nn.Module:
@@ -33,9 +49,55 @@ def network(kind: str) -> nn.Module:
 def methods() -> list[Remedy]:
     found: list[Remedy] = []
     for cls in spec.registered(Remedy):
-        if cls.__module__.startswith("homeostat.adapt.") and not getattr(cls, "__abstractmethods__", None):
+        abstract = getattr(cls, "__abstractmethods__", None)
+        if cls.__module__.startswith("homeostat.adapt.") and not abstract and cls.__name__ not in MODELS:
             found += REMEDIES.get(cls.__name__) or [CHEAPER.get(cls.__name__) or cls()]
     return found
+
+
+SEEN: list[int] = []
+
+
+class Counting(nn.Module):
+    """Passes logits on; a pass that gradients go back through counts three times."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        SEEN.append(len(x) * (3 if x.requires_grad else 1))
+        return x
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        CoTTA(threshold=1.1), DeYO(margin=1.01, threshold=-1.0), EATA(margin=1.01, div_margin=1.0), MEMO(),
+        PETAL(threshold=1.1), PeriodicReset(), Repeated(), RMT(warmup=16, batch=16), ROID(),
+        RoTTA(capacity=16, frequency=16), SAR(margin=1.01), T3A(), Tent(), ViDA(layers=("5",)), VisualDomainPrompt(),
+    ],
+    ids=lambda method: type(method).__name__,
+)  # fmt: skip
+def test_a_batch_costs_as_many_passes_as_the_card_says(method: Remedy):
+    net, world = nn.Sequential(*small_network(), Counting()).eval(), small_world()
+    made = method(net, world)
+    assert isinstance(made, Online)
+    x = world.target.load().x  # type: ignore[union-attr]
+    made.observe(x[:16])  # type: ignore[index]
+    SEEN.clear()
+    made.observe(x[16:32])  # type: ignore[index]
+    passes = method.card.passes
+    if isinstance(made, RoTTAOnline):  # what is beyond serving goes over the bank, which is not full yet
+        passes = 1 + (passes - 1) * made.bank(3).held(made.carry) / 16
+    # Half of ROID's samples, more or less, have a view.
+    assert sum(SEEN) / 16 == pytest.approx(passes, abs=1.0 if isinstance(method, ROID) else 0)
+
+
+def test_samples_that_come_alone_cost_as_many_passes_as_the_card_of_a_window_says():
+    made = SlidingWindow()(nn.Sequential(*small_network(), Counting()).eval())
+    x = torch.rand(128, 1, 8, 8)
+    made.observe(x[:64])
+    SEEN.clear()
+    for one in x[64:].split(1):
+        made.observe(one)
+    assert sum(SEEN) / 64 == SlidingWindow.card.passes
 
 
 METHODS = [pytest.param(method, id=f"{type(method).__name__}-{i}") for i, method in enumerate(methods())]
@@ -48,7 +110,7 @@ def world_of(method: Remedy) -> World:
 @pytest.mark.parametrize("kind", ["group", "layer"])
 @pytest.mark.parametrize("method", METHODS)
 def test_networks_without_batch_statistics_are_served_as_promised_or_refused_with_the_reason(method: Remedy, kind: str):
-    if type(method).__name__ in BATCHNORM_ONLY:
+    if "model.batchnorm" in method.needs():
         with pytest.raises(ModelError, match="BatchNorm"):
             method(network(kind), world_of(method))
         return

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homeostat.adapt import PETAL, CoTTA
-from homeostat.core.errors import MissingPart, ModelError
-from homeostat.core.run import Run
+from homeostat.core.data import UNKNOWN, Tensors
+from homeostat.core.errors import InputError, MissingPart, ModelError
+from homeostat.core.run import Budget, Run
 from homeostat.core.world import World
-from homeostat.fit import SWAG, Ramp, Recipe
+from homeostat.fit import SWAG, Ramp, Recipe, Supervised
 from homeostat.nn.optimizers import SGD, Adam
 
 
@@ -179,6 +180,22 @@ def test_a_variance_never_comes_out_negative_and_the_given_network_stays(network
     assert set(found.mean) == {"0.weight", "8.bias"}
     assert all(bool((v >= 0).all()) and float(v.max()) < 1e-9 for v in found.variance.values())
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_a_budget_that_ends_before_the_first_look_is_an_error_and_no_posterior_around_0(network, source):
+    with pytest.raises(InputError, match="budget"):
+        POSTERIOR.fit(network(), World(source=source()), ("0.weight",), Run(budget=Budget(seconds=0.0)))
+    unknown = Tensors(source().load().x, torch.full((30,), UNKNOWN))
+    with pytest.raises(MissingPart, match="no label of source is known"):
+        POSTERIOR.fit(network(), World(source=unknown), ("0.weight",))
+
+
+def test_the_posterior_is_fitted_on_what_its_objective_asks_for(network, source):
+    remedy = PETAL(posterior=POSTERIOR.replace(objective=Supervised(on="parts.old")))
+    assert remedy.prepares() == {"parts.old.x", "parts.old.y"}
+    kit = remedy.kit(network(), World(parts={"old": source()}))
+    same = PETAL(posterior=POSTERIOR).kit(network(), World(source=source()))
+    assert kit.under("mean").keys() == same.under("mean").keys()
 
 
 def test_a_model_that_cannot_learn_is_refused():

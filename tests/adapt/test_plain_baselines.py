@@ -14,6 +14,7 @@ from homeostat.adapt import (
     PeriodicallyReset,
     PeriodicReset,
     PriorCorrection,
+    Repeated,
     Source,
     Tent,
     correct_prior,
@@ -132,6 +133,19 @@ def test_periodic_reset_saves_and_restores_in_the_middle_of_a_period(network, st
     assert all(torch.equal(loaded.observe(b), r) for b, r in zip(batches[2:], rest, strict=True))
     served.restore(kept)
     assert all(torch.equal(served.observe(b), r) for b, r in zip(batches[2:], rest, strict=True))
+
+
+def test_what_a_wrapper_owns_is_what_is_owned_inside_and_a_mark_is_passed_on(network, stream):
+    served = PeriodicReset(Repeated(Tent(), steps=2), every=2)(network())
+    inside = served.model.model
+    assert {f"model.model.{name}" for name in inside.owned()} == set(served.owned()) == set(served.anchor())
+    first, second = stream(2)
+    served.observe(first)
+    served.mark()
+    marked = {name: t.clone() for name, t in served.owned().items()}
+    served.observe(second)  # the second: a reset, to the mark
+    assert all(torch.equal(t, marked[name]) for name, t in served.owned().items())
+    assert any(not torch.equal(t, network().get_parameter(name)) for name, t in inside.owned().items())
 
 
 def test_a_wrapper_leaves_the_adapting_model_given_to_it_alone(network, stream):

@@ -14,6 +14,7 @@ from homeostat.core.errors import InputError, MissingPart, ModelError
 from homeostat.core.run import Run
 from homeostat.core.weights import weights
 from homeostat.core.world import World
+from homeostat.nn import SmallViT
 from homeostat.nn.optimizers import SGD, Adam
 
 
@@ -196,6 +197,29 @@ def test_labels_that_are_not_known_are_neither_replayed_nor_prototypes(network, 
     rmt = RMT(warmup=0, batch=50)(network(), World(source=Tensors(x, y)))
     assert len(rmt.carry["fixed.replay.y"]) == 16
     assert torch.isfinite(rmt.observe(x)).all()
+
+
+def test_without_one_known_label_there_is_nothing_to_replay(network, source):
+    data = Tensors(source().load().x, torch.full((30,), UNKNOWN))
+    with pytest.raises(MissingPart, match="w_src=0"):
+        RMT(warmup=0, w_con=0.0)(network(), World(source=data))
+
+
+def test_class_tokens_and_position_embeddings_stay_as_in_the_authors_code(source):
+    net = SmallViT(4, 3, size=8, patch=4, width=8, depth=1, heads=2).double().eval()
+    rmt = RMT(Adam(lr=0.1), average=0.5, warmup=20, batch=10)(net, World(source=source()))
+    rmt.observe(source().load().x)
+    moved = {name for name, p in net.named_parameters() if not torch.equal(rmt.model.get_parameter(name), p)}
+    rest = {name for name, _ in net.named_parameters()} - moved
+    assert rest == {"token", "position"} and not rest & set(rmt.carry.under("student"))
+
+
+def test_only_the_contrastive_loss_needs_a_layer_of_features(source):
+    net = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).double().eval()
+    with pytest.raises(ModelError, match="name the layer"):
+        RMT(warmup=0)(net, World(source=source()))
+    rmt = RMT(warmup=0, w_con=0.0)(net, World(source=source()))
+    assert rmt.observe(source().load().x).shape == (30, 4)
 
 
 def test_reset_goes_back_to_the_warmed_up_pair(network, stream, source):

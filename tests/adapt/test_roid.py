@@ -138,8 +138,14 @@ def test_without_consistency_inputs_need_not_be_images():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
     x = 100 * torch.randn(20, 3)
-    with pytest.raises(InputError, match="float images"):
-        ROID()(net).observe(x)
+    roid = ROID()(net)
+    before = {name: t.clone() for name, t in roid.state_dict().items()}
+    for unfit in (x, torch.rand(4, 1, 8, 8) * 255):
+        with pytest.raises(InputError, match="views are made of"):
+            roid.observe(unfit)
+    assert all(torch.equal(t, before[name]) for name, t in roid.state_dict().items()) and len(before) == len(
+        roid.state_dict()
+    )
     assert ROID(consistency=False)(net).observe(x).shape == (20, 3)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homeostat.adapt import ViDA, ViDALayer
-from homeostat.core.errors import MissingPart, ModelError, SpecError
+from homeostat.core.errors import MissingPart, ModelError, NonFiniteError, SpecError
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
 from homeostat.core.world import World
@@ -203,6 +203,18 @@ def test_logits_that_are_too_large_turn_the_adapters_round(network, stream, sour
         made.append(vida)
     assert float(made[1].carry["uncertainty"]) == pytest.approx(1e4 * float(made[0].carry["uncertainty"]), rel=1e-3)
     assert float(made[1].model[8].low_scale) < 0 < float(made[0].model[8].low_scale)
+
+
+def test_logits_that_overflow_are_an_error_and_do_not_become_scales(network, stream, source):
+    vida = ViDA(2, 4, views=2, recipe=RECIPE)(network("group", torch.float32), World(source=source(torch.float32)))
+    x = stream(1, dtype=torch.float32)[0]
+    vida.observe(x)
+    with torch.no_grad():
+        vida.model[8].layer.weight.fill_(1e38)
+    before = {name: t.clone() for name, t in vida.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="logits vary"):
+        vida.observe(x)
+    assert all(torch.equal(t, before[name]) for name, t in vida.state_dict().items())
 
 
 def test_without_the_symmetric_loss_nothing_is_learnt(network, stream, source):

@@ -132,6 +132,15 @@ def test_what_the_network_is_wrong_and_sure_of_is_confirmed(trained, shades, rig
     assert right(VisualDomainPrompt()(trained), hazy, 30) < 0.5
 
 
+def test_images_that_the_network_cannot_take_do_not_give_the_prompts_their_shape(network, stream):
+    prompted, x = VisualDomainPrompt()(network("batch")), stream(1)[0]
+    before = prompted.snapshot()
+    with pytest.raises(RuntimeError, match="channels"):
+        prompted.observe(x[:, :1])
+    assert prompted.snapshot().keys() == before.keys() and int(prompted.carry["domains"]) == 0
+    assert prompted.observe(x).shape == (20, 4)
+
+
 def test_images_of_another_shape_or_range_are_refused(network, stream):
     prompted, x = VisualDomainPrompt()(network("group")), stream(1)[0]
     with pytest.raises(InputError, match=r"0\.\.1; these span"):

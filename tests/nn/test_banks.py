@@ -77,6 +77,8 @@ def test_rows_of_several_lengths_and_no_room_are_refused():
         Ring(3).add(Bag(), {"x": torch.ones(2), "label": torch.ones(3)})
     with pytest.raises(InputError, match="at least 1"):
         Ring(0)
+    with pytest.raises(InputError, match="at least 2 classes"):
+        Balanced(4, classes=1)
 
 
 @settings(max_examples=40)

@@ -38,6 +38,12 @@ def test_nothing_is_smallest_at_share_0_and_ties_are_kept():
     assert not bool(smallest_masks({"w": torch.zeros(10)}, 0.5)["w"].any())
 
 
+def test_the_limit_is_not_rounded_to_the_values_own_type():
+    """Half-way between two neighbours in bfloat16, of which the limit would become the lower, and nothing is below."""
+    values = {"w": torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16)}
+    assert smallest_masks(values, 0.5)["w"].tolist() == [True, False]
+
+
 def test_more_elements_than_torch_quantile_takes():
     values = {"w": torch.arange(17_000_000, dtype=torch.float32)}
     with pytest.raises(RuntimeError):

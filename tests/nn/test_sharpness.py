@@ -26,10 +26,11 @@ def test_it_comes_back_when_something_is_raised_inside():
     assert torch.equal(weight, torch.ones(2))
 
 
-def test_without_a_gradient_nothing_moves():
-    weight = torch.ones(2)
-    with worst_nearby([weight], [torch.zeros(2)], 1.0):
-        assert torch.equal(weight, torch.ones(2))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_a_gradient_nothing_moves(dtype):
+    weight = torch.ones(2, dtype=dtype)
+    with worst_nearby([weight], [torch.zeros(2, dtype=dtype)], 1.0):
+        assert torch.equal(weight, torch.ones(2, dtype=dtype))
 
 
 @pytest.mark.parametrize("grad", [False, True])

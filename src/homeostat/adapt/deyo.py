@@ -87,6 +87,7 @@ class DeYOOnline(Learner):
             self.carry[name] = torch.tensor(0)
 
     def adapt(self, batch: Batch) -> Tensor:
+        self.destroy.check(batch.x)
         logits, step = self.logits(batch.x), int(self.carry["step"])
         entropy, unit = softmax_entropy(logits), math.log(logits.shape[1])
         sure = torch.nonzero(entropy.detach() < self.margin * unit).flatten()

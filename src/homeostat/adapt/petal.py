@@ -143,7 +143,8 @@ class PETAL(Remedy):
     )
 
     def prepares(self) -> frozenset[str]:
-        return self.card.prepares if self.prior_weight > 0 else frozenset()
+        fitted_on = self.posterior.objective
+        return fitted_on.needs() | fitted_on.prepares() if self.prior_weight > 0 else frozenset()
 
     def prepare(self, model: nn.Module | None, world: World, run: Run) -> nn.Module | None:
         if self.prior_weight == 0 or model is None:

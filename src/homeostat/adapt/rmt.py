@@ -10,12 +10,13 @@ of the batch x `[N, ...]`, and BatchNorm on the statistics of each batch:
                     among all 3N - 1 others, at temperature T; c is the prototype of highest cosine with h
     replay          mean cross-entropy of f on a labelled batch of the source
     loss = w_trg self-training + w_con contrastive + w_src replay                one step on the student and proj
-    teacher <- average teacher + (1 - average) student                           all parameters
+    teacher <- average teacher + (1 - average) student                           all weights and biases
 
 What is served is student + teacher, the sum of their logits before the step; `forward` gives the same and changes
-nothing. Before deployment `prepare` takes prototypes from the labelled source, and then warms up on `warmup` source
-inputs without labels: loss SCE(f(x), teacher(x)), the learning rate rising linearly to its value, the teacher
-following. Adam's moments of the warm-up are kept.
+nothing. As in the authors' code, parameters of other names (class tokens, position embeddings) stay. Before deployment
+`prepare` takes prototypes from the labelled source, and then warms up on `warmup` source inputs without labels: loss
+SCE(f(x), teacher(x)), the learning rate rising linearly to its value, the teacher following. Adam's moments of the
+warm-up are kept.
 
 The kit holds all that is needed while serving: prototypes, the warmed-up pair, and for replay a uniform sample of
 `replay` labelled source images, so memory is bounded and the source may be gone. With `w_src=0` no image is kept: the
@@ -45,10 +46,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from homeostat.adapt.learner import MeanTeacher, logits_of
 from homeostat.core.data import UNKNOWN, Batch, Data
+from homeostat.core.errors import MissingPart
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Bag
 from homeostat.core.place import there
@@ -94,7 +95,7 @@ class RMTOnline(MeanTeacher):
     ):
         self.temperature, self.w_src, self.w_trg, self.w_con = temperature, w_src, w_trg, w_con
         self.alpha, self.batch, self.augment, self.layer, self.seed = alpha, batch, augment, layer, seed
-        super().__init__(model, optimizer, average, own=tuple(name for name, _ in model.named_parameters()))
+        super().__init__(model, optimizer, average)
 
     def take(self, kit: Bag) -> None:
         """Start from what was prepared."""
@@ -119,13 +120,12 @@ class RMTOnline(MeanTeacher):
         projector = {name: t.requires_grad_(True) for name, t in self.carry.under("projector").items()}
         x, seen = batch.x, self.view_of(batch.x, step)
         taught = self.teacher_says(x)
-        logits, features = self._features(student, x)
-        viewed, view_features = self._features(student, seen)
+        (logits, *features), (viewed, *others) = (self._says(student, images, bool(projector)) for images in (x, seen))
         own = 0.5 * (self._gap(taught, logits) + self._gap(taught, viewed))
         loss = self.w_trg * own.mean()
         if projector:
-            nearest = nearest_prototypes(features.detach(), self.carry["fixed.prototypes"])
-            rows = project(torch.stack([nearest, features, view_features]), projector)
+            nearest = nearest_prototypes(features[0].detach(), self.carry["fixed.prototypes"])
+            rows = project(torch.stack([nearest, *features, *others]), projector)
             loss = loss + self.w_con * contrastive_loss(rows, self.temperature)
         if self.w_src > 0:
             loss = loss + self.w_src * self._replayed(student, step)
@@ -161,9 +161,12 @@ class RMTOnline(MeanTeacher):
     def _gap(self, taught: Tensor, logits: Tensor) -> Tensor:
         return symmetric_cross_entropy(taught, logits, self.alpha)
 
-    def _features(self, student: dict[str, Tensor], x: Tree) -> tuple[Tensor, Tensor]:
-        out, features = tapped(lambda x: functional_call(self.model, student, (x,)), x, self.model, self.layer or None)
-        return logits_of(out), features
+    def _says(self, student: dict[str, Tensor], x: Tree, features: bool) -> tuple[Tensor, ...]:
+        """The student's logits and, where they are wanted, features: a network may lack the layer that has them."""
+        if not features:
+            return (self.student_says(student, x),)
+        out, found = tapped(lambda x: self.student_says(student, x), x, self.model, self.layer or None)
+        return logits_of(out), found
 
     def _replayed(self, student: dict[str, Tensor], step: int) -> Tensor:
         x, y = self.replayed(step)
@@ -243,7 +246,7 @@ class RMT(Remedy):
         handles=frozenset({"covariate"}),
         needs=frozenset({"model.parameters"}),
         prepares=frozenset({"source.x", "source.y"}),
-        passes=11.0,
+        passes=10.0,
         batch_coupled=True,
     )
 
@@ -264,6 +267,8 @@ class RMT(Remedy):
             kit.put("projector", _new_projector(width, self.projection, prototypes, draws))
         if self.w_src > 0:
             known = source.all_labels() != UNKNOWN
+            if not bool(known.any()):
+                raise MissingPart("replay needs labelled source samples, and no label is known; leave it out: w_src=0")
             kept = source[torch.nonzero(known).flatten()[: self.replay]].load()
             check_pixels(kept.x)  # type: ignore[arg-type]
             kit["fixed.replay.x"] = there(kept.x, online.model)  # type: ignore[assignment]

@@ -56,7 +56,7 @@ from homeostat.core.run import Run
 from homeostat.core.spec import Fraction, Index, Positive
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
-from homeostat.nn.augment import RandomViews
+from homeostat.nn.augment import RandomViews, check_pixels
 from homeostat.nn.losses import soft_likelihood_ratio, softmax_entropy, symmetric_cross_entropy
 from homeostat.nn.norms import batch_statistics
 from homeostat.nn.optimizers import Adam, Optimizer
@@ -103,6 +103,8 @@ class ROIDOnline(Learner):
         return self._corrected(self.logits(x))
 
     def adapt(self, batch: Batch) -> Tensor:
+        if self.consistency:
+            check_pixels(batch.x)  # type: ignore[arg-type]
         logits, step = self.logits(batch.x), int(self.carry["step"])
         kept, weight = self._weights(logits.detach())
         each = soft_likelihood_ratio(logits[kept])

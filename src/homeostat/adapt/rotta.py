@@ -15,7 +15,8 @@ timeliness / (1 + exp(-a / capacity)) + uncertainty u / log K is highest). For a
 
 In a step both networks normalise with the statistics just moved; gradients go through the bank's share of them. Served
 outputs do not depend on the batch, so a batch of one is as good as any, and before the first step the network is the
-given one exactly. Networks without BatchNorm keep their norm layers as they are and learn their scales and shifts.
+given one exactly. Networks without BatchNorm keep their norm layers as they are and learn their scales and shifts,
+where the authors' code learns nothing. That code takes the logarithm of p + 1e-6 for the entropy; here it is exact.
 
 Defaults are the authors' for CIFAR-10: capacity and frequency 64, momentum 0.05, average 0.999, Adam 1e-3. A step costs
 a student and a teacher pass over the bank, whatever the batch; `carry` holds the images of the bank.

@@ -54,6 +54,7 @@ from torch import Tensor, nn
 
 from homeostat.adapt.learner import MeanTeacher
 from homeostat.core.data import Batch
+from homeostat.core.errors import NonFiniteError
 from homeostat.core.fork import fork, targets
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Bag
@@ -185,6 +186,10 @@ class ViDAOnline(MeanTeacher):
 
     @torch.no_grad()
     def _weigh(self, unsure: Tensor) -> None:
+        if not bool(torch.isfinite(unsure)):
+            raise NonFiniteError(
+                f"the views' logits vary by {float(unsure)}; nothing was learnt. Look at the inputs and learning rates"
+            )
         self.carry["uncertainty"] = unsure
         high = 1 + unsure if unsure >= self.threshold else 1 - unsure
         kept = {"low_scale": 2 - high, "high_scale": torch.ones_like(high) if self.compat else high}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -14,8 +13,6 @@ from homeostat.core.method import Remedy
 from homeostat.core.online import Online
 from homeostat.core.run import Run
 from homeostat.core.world import World
-
-_KEPT = ("anchor.", "start.")
 
 
 class Wrapped(Online, abstract=True):
@@ -37,20 +34,14 @@ class Wrapped(Online, abstract=True):
         super().__init__(fork(model, own=owned))
         self.begin()
 
-    def snapshot(self) -> dict[str, Tensor]:
-        inner = {f"model.{name}": tensor for name, tensor in self.model.snapshot().items()}
-        return inner | {f"carry.{name}": self.carry[name].clone() for name in self._state()}
+    def anchor(self) -> dict[str, Tensor]:
+        """That of the network inside, which keeps it; so what is owned is what is owned there."""
+        return {f"model.{name}": tensor for name, tensor in self.model.anchor().items()}
 
-    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        self.model.restore({n.removeprefix("model."): t for n, t in snapshot.items() if n.startswith("model.")})
-        for name in self._state():
-            del self.carry[name]
-        for name, tensor in snapshot.items():
-            if name.startswith("carry."):
-                self.carry[name.removeprefix("carry.")] = tensor.clone()
-
-    def _state(self) -> list[str]:
-        return [name for name in self.carry if not name.startswith(_KEPT)]
+    def mark(self) -> None:
+        self.model.mark()
+        started = {name: self.carry[name].clone() for name in self.carry if not name.startswith("start.")}
+        self.carry.put("start", started)
 
 
 @dataclass(frozen=True)

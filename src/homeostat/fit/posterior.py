@@ -8,9 +8,11 @@ looks at it now and then, theta_1 .. theta_S, and takes mean and variance of eac
 in float64, for the two terms of the variance are nearly equal. The first epoch is not looked at; over the rest the
 looks are spread evenly, and the last is at the end.
 
-Defaults are those of PETAL's code for CIFAR-10: five epochs, momentum 0.9, weight decay 5e-4, the learning rate from
-8e-4 up to 0.01 over the first three epochs, a look after each epoch but the first. Four looks are few: a variance has a
-relative error of about 80 %.
+Defaults are those of PETAL's code for CIFAR-10, five epochs of 200 samples a step with momentum 0.9, weight decay 5e-4
+and a look after each epoch but the first, except for the learning rate: here it rises from 8e-4 to 0.01 in a straight
+line over the first three epochs; there it stays at 8e-4 for two, and is 0.0039, 0.0069 and 0.01 in the others. Four
+looks are few: a variance has a relative error of about 80 %. When a budget ends training before the first look there is
+nothing to go by, and that is an error.
 
 >>> from homeostat.core.world import World
 >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
@@ -31,12 +33,13 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import Batch
-from homeostat.core.errors import MissingPart
+from homeostat.core.errors import InputError, MissingPart
 from homeostat.core.fork import fork
 from homeostat.core.place import device_of
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Spec
 from homeostat.core.world import World
+from homeostat.fit.fit import part_of
 from homeostat.fit.objective import Objective, Supervised
 from homeostat.fit.train import Ramp, Recipe, train
 from homeostat.nn.optimizers import SGD
@@ -82,17 +85,17 @@ class SWAG(Spec):
         own = fork(model, own="*").train()
         parameters = {name: parameter.requires_grad_(True) for name, parameter in own.named_parameters()}
         moments = Moments({name: parameters[name] for name in names})
-        data = {}
+        data, kit = {}, self.objective.prepare(model, world, run)
         for name in self.objective.inputs():
-            part = getattr(world, name, None)
-            if part is None:
-                raise MissingPart(f"the posterior is fitted on {name}, which this world lacks")
+            part = part_of(world, name)
             known = world.task.known(part.all_labels())
+            if not bool(known.any()):
+                raise MissingPart(f"no label of {name} is known; the posterior is fitted on labelled samples")
             data[name] = part if bool(known.all()) else part[known]
 
         def losses(batches: Mapping[str, Batch], now: Run) -> Mapping[str, Tensor]:
             moved = {name: batch.to(device_of(own)) for name, batch in batches.items()}
-            return self.objective.losses(own, moved, world.task, None, now)
+            return self.objective.losses(own, moved, world.task, kit, now)
 
         def look(step: int, per_epoch: int) -> None:
             steps, first = self.recipe.epochs * per_epoch, per_epoch if self.recipe.epochs > 1 else 0
@@ -100,6 +103,11 @@ class SWAG(Spec):
                 moments.add(parameters)
 
         train(own, losses, data, parameters, self.recipe, run=run, after=look)
+        if not moments.count:
+            raise InputError(
+                "the run's budget ended training before weights were looked at for the first time, so there is no "
+                "posterior; give more seconds, or train on for fewer epochs"
+            )
         return moments.posterior()
 
 

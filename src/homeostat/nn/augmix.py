@@ -9,7 +9,7 @@ A change is one of nine: contrast stretched to the full range, histogram made ev
 each axis, shift along each axis, fewer bits. `severity` s, 0.1 to 10, bounds how much: a level l is drawn from 0.1..s,
 and the image is rotated by 3 l degrees, sheared by 0.03 l, shifted by l / 30 of its size (whole degrees and pixels,
 rounded down), inverted above 256 - 25.6 l of 256 values, and left with 4 - 0.4 l bits (rounded up). What comes into the
-picture is grey.
+picture is grey; MEMO's code asks for grey and paints RGB images dark red, as Pillow takes one number for a whole color.
 
 Unlike `RandomViews`, every image of a batch has draws of its own: `AugMix()(image.expand(32, -1, -1, -1), generator)`
 are 32 views of one image. All of a batch go through together, grouped by the change.

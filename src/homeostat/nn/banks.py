@@ -26,6 +26,7 @@ scenarios, CVPR 2023.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,11 @@ class Balanced(Bank):
     timeliness: float = 1.0
     uncertainty: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes < 2:
+            raise InputError(f"a bank is balanced over at least 2 classes; got {self.classes}")
+
     def add(self, bag: Bag, rows: Rows, labels: Tensor, entropy: Tensor) -> None:
         """Add rows one after another.
 
@@ -186,12 +192,10 @@ class Balanced(Bank):
 
     def _consider(self, items: list[list[Any]], new: list[Any]) -> None:
         """Put a row in, in place of another where there is no room; or leave it out."""
-        sizes = [0] * self.classes
-        for item in items:
-            sizes[item[0]] += 1
+        sizes = Counter(item[0] for item in items)
         if sizes[new[0]] < self.capacity / self.classes:
-            full = len(items) >= self.capacity
-            candidates = {k for k, size in enumerate(sizes) if size == max(sizes)} if full else set()
+            most = max(sizes.values()) if len(items) >= self.capacity else 0
+            candidates = {label for label, size in sizes.items() if size == most}
         else:
             candidates = {new[0]}
         worst, score = None, -math.inf

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +43,16 @@ class Destroyed(Spec, abstract=True):
         Raises:
             InputError: these are no images.
         """
+        self.check(x)
+        return self.view(x, generator)
+
+    def check(self, x: Any) -> None:
+        """Raise `InputError` unless these are images that this view can be made of."""
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise InputError(
                 f"objects are destroyed in float images [batch, channels, height, width]; these are {what}"
             )
-        return self.view(x, generator)
 
     @abstractmethod
     def view(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -66,11 +71,15 @@ class ShuffledPatches(Destroyed):
 
     parts: Count = 4
 
+    def check(self, x: Any) -> None:
+        super().check(x)
+        if min(x.shape[2:]) < self.parts:
+            height, width = x.shape[2:]
+            raise InputError(f"images of {height} x {width} pixels have no {self.parts} tiles a side; ask for fewer")
+
     def view(self, x: Tensor, generator: torch.Generator) -> Tensor:
         count, channels, height, width = x.shape
         high, wide = height // self.parts, width // self.parts
-        if min(high, wide) == 0:
-            raise InputError(f"images of {height} x {width} pixels have no {self.parts} tiles a side; ask for fewer")
         whole = _resized(x, high * self.parts, wide * self.parts)
         tiles = whole.view(count, channels, self.parts, high, self.parts, wide).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
         order = torch.rand(tiles.shape[:2], generator=generator).argsort(1).to(x.device)

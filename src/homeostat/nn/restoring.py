@@ -44,9 +44,12 @@ def smallest_masks(values: Tensors, share: float) -> dict[str, Tensor]:
     flat = torch.cat([tensor.flatten() for tensor in values.values()])
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
     place = share * (len(flat) - 1)
-    below, above = (flat.kthvalue(rank + 1).values for rank in (math.floor(place), math.ceil(place)))
-    limit = torch.lerp(below, above, place % 1)
-    return {name: tensor < limit for name, tensor in values.items()}
+    limit = flat.kthvalue(math.floor(place) + 1).values
+    if place % 1:
+        limit = torch.lerp(limit, flat.kthvalue(math.ceil(place) + 1).values, place % 1)
+    # Compared as found: against a tensor of a narrower type the limit would be rounded to it.
+    parts = (flat < limit).split([tensor.numel() for tensor in values.values()])
+    return {name: part.view(t.shape) for part, (name, t) in zip(parts, values.items(), strict=True)}
 
 
 @torch.no_grad()

@@ -36,9 +36,11 @@ def worst_nearby(parameters: Sequence[Tensor], gradients: Sequence[Tensor], radi
         radius: length of the step over all parameters together.
     """
     live, saved = list(parameters), [p.detach().clone() for p in parameters]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients)))).clamp(min=1e-12)
+    norms = torch.stack(torch._foreach_norm(list(gradients)))
+    # Not clamped as a tensor: the least number that half precision has is larger than this.
+    length = max(float(torch.linalg.vector_norm(norms.to(torch.promote_types(norms.dtype, torch.float32)))), 1e-12)
     with torch.no_grad():
-        torch._foreach_add_(live, torch._foreach_mul(list(gradients), float(radius / norm)))
+        torch._foreach_add_(live, torch._foreach_mul(list(gradients), radius / length))
     try:
         yield
     finally:
