@@ -18,7 +18,7 @@ from homeostat.core.fork import fork
 from homeostat.core.run import Run
 from homeostat.data import Digits, FashionMNIST
 from homeostat.evidence import claim
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 from homeostat.nn.fisher import fisher_diagonal
 from homeostat.nn.mlp import MLP
 from homeostat.nn.optimizers import Adam

@@ -304,3 +304,11 @@ def test_shapes_are_checked_when_only_doctests_run_unless_switched_off(tmp_path,
     assert f"shape {answer}" in done.stdout, done.stdout + done.stderr
     assert f"type {answer}" in done.stdout, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize("stub", sorted(SOURCE.rglob("__init__.pyi")), ids=short)
+def test_no_module_is_named_like_a_public_name_of_its_package(stub):
+    """Python puts a module's name into its package when it is imported, in place of what was there."""
+    names = {alias.asname or alias.name for node in ast.walk(ast.parse(stub.read_text()))
+             if isinstance(node, ast.ImportFrom) for alias in node.names}  # fmt: skip
+    assert names.isdisjoint(path.stem for path in stub.parent.glob("*.py"))

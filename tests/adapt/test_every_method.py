@@ -76,7 +76,7 @@ class Counting(nn.Module):
     ids=lambda method: type(method).__name__,
 )  # fmt: skip
 def test_a_batch_costs_as_many_passes_as_the_card_says(method: Remedy):
-    net, world = nn.Sequential(*small_network(), Counting()).eval(), small_world()
+    net, world = nn.Sequential(*small_network().children(), Counting()).eval(), small_world()
     made = method(net, world)
     assert isinstance(made, Online)
     x = world.target.load().x  # type: ignore[union-attr]
@@ -91,7 +91,7 @@ def test_a_batch_costs_as_many_passes_as_the_card_says(method: Remedy):
 
 
 def test_samples_that_come_alone_cost_as_many_passes_as_the_card_of_a_window_says():
-    made = SlidingWindow()(nn.Sequential(*small_network(), Counting()).eval())
+    made = SlidingWindow()(nn.Sequential(*small_network().children(), Counting()).eval())
     x = torch.rand(128, 1, 8, 8)
     made.observe(x[:64])
     SEEN.clear()

@@ -53,7 +53,7 @@ from homeostat.core.run import Run
 from homeostat.core.spec import Count, NonNegative, Positive
 from homeostat.core.task import Regress
 from homeostat.core.world import World
-from homeostat.fit.train import Cosine, Recipe, train
+from homeostat.fit.training import Cosine, Recipe, train
 from homeostat.nn.fourier import estimate_noise
 from homeostat.nn.optimizers import Adam
 from homeostat.nn.unrolled import Denoiser as Denoiser, Unrolled

@@ -56,7 +56,7 @@ from homeostat.core.spec import Positive
 from homeostat.core.task import Classify, Regress
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 from homeostat.nn.blocks import start
 from homeostat.nn.image_domains import DOMAINS, domain_channels, middle_domains
 from homeostat.nn.normalized import Normalized

@@ -60,7 +60,7 @@ from homeostat.core.taps import head, tapped
 from homeostat.core.task import Classify, check_labels
 from homeostat.core.tree import Tree, cat
 from homeostat.core.world import World
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.optimizers import SGD, Optimizer
 

@@ -63,7 +63,7 @@ from homeostat.core.taps import tapped
 from homeostat.core.task import check_labels
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 from homeostat.nn.banks import Ring
 from homeostat.nn.hyperdimensional import hypervectors, pack_signs, projection, similarity, unpack_signs
 from homeostat.nn.mlp import MLP

@@ -52,7 +52,7 @@ from homeostat.core.task import Classify, Regress as Regress, Task
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
 from homeostat.fit.objective import Supervised
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 from homeostat.nn.banks import Ring
 from homeostat.nn.optimizers import Adam
 

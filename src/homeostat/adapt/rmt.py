@@ -59,7 +59,7 @@ from homeostat.core.spec import Count, Fraction, Index, NonNegative, Positive
 from homeostat.core.taps import tapped
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
-from homeostat.fit.train import Cosine, Recipe, train
+from homeostat.fit.training import Cosine, Recipe, train
 from homeostat.nn.augment import RandomViews, check_pixels
 from homeostat.nn.losses import contrastive_loss, symmetric_cross_entropy
 from homeostat.nn.norms import batch_statistics

@@ -70,7 +70,7 @@ from homeostat.core.spec import Count, Fraction
 from homeostat.core.task import Classify, Regress, Segment, Task
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 from homeostat.nn.norms import NORMS, BlendedBatchNorm
 from homeostat.nn.optimizers import Adam
 

@@ -65,10 +65,10 @@ from homeostat.core.spec import Count, Fraction, NonNegative
 from homeostat.core.tree import Tree
 from homeostat.core.world import World
 from homeostat.fit.fit import Fit
-from homeostat.fit.train import Recipe
+from homeostat.fit.training import Recipe
 from homeostat.nn.augment import RandomViews
 from homeostat.nn.losses import soft_cross_entropy, symmetric_cross_entropy
-from homeostat.nn.low_rank import low_rank, new_factors
+from homeostat.nn.low_rank_layers import low_rank, new_factors
 from homeostat.nn.norms import batch_statistics
 from homeostat.nn.optimizers import Adam, Optimizer
 from homeostat.nn.restoring import random_masks, restore_into

@@ -18,7 +18,7 @@ from homeostat.core.spec import Count
 from homeostat.core.world import World
 from homeostat.fit.fit import Fit
 from homeostat.fit.objective import Supervised
-from homeostat.fit.train import Recipe
+from homeostat.fit.training import Recipe
 from homeostat.nn.optimizers import SGD
 
 REFIT = Fit(

@@ -53,7 +53,7 @@ from homeostat.core.online import Bag
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction, Index, Positive
 from homeostat.curate.siamese import DSA
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 from homeostat.nn.optimizers import SGD
 from homeostat.nn.small_cnn import SmallCNN
 

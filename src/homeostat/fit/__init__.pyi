@@ -10,7 +10,7 @@ from .step import (
     Sum as Sum,
     ZerothOrder as ZerothOrder,
 )
-from .train import (
+from .training import (
     Constant as Constant,
     Cosine as Cosine,
     Ramp as Ramp,

@@ -22,7 +22,7 @@ from homeostat.core.task import Classify, check_labels
 from homeostat.core.weights import fingerprint
 from homeostat.core.world import World
 from homeostat.fit.objective import Objective, Supervised
-from homeostat.fit.train import Recipe, train
+from homeostat.fit.training import Recipe, train
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from homeostat.core.spec import Count, Spec
 from homeostat.core.world import World
 from homeostat.fit.fit import part_of
 from homeostat.fit.objective import Objective, Supervised
-from homeostat.fit.train import Ramp, Recipe, train
+from homeostat.fit.training import Ramp, Recipe, train
 from homeostat.nn.optimizers import SGD
 
 

@@ -41,7 +41,7 @@ from homeostat.core.weights import Weights
 from homeostat.core.world import World
 from homeostat.data.reader import Digits as Digits, Reader
 from homeostat.fit.fit import Fit
-from homeostat.fit.train import Recipe
+from homeostat.fit.training import Recipe
 from homeostat.nn.normalized import Normalized
 
 

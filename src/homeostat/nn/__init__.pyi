@@ -43,7 +43,7 @@ from .losses import (
     softmax_entropy as softmax_entropy,
     symmetric_cross_entropy as symmetric_cross_entropy,
 )
-from .low_rank import correction as correction, low_rank as low_rank, new_factors as new_factors
+from .low_rank_layers import correction as correction, low_rank as low_rank, new_factors as new_factors
 from .minilm import MiniLM as MiniLM
 from .mlp import MLP as MLP
 from .normalized import Normalized as Normalized

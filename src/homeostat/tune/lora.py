@@ -38,7 +38,7 @@ from homeostat.core.part import Part, replace
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Positive
 from homeostat.core.world import World
-from homeostat.nn.low_rank import correction, low_rank, new_factors
+from homeostat.nn.low_rank_layers import correction, low_rank, new_factors
 
 
 class LoRALayer(Part):
