@@ -315,14 +315,13 @@ def small_norm() -> dict[str, Tensor]:
 @needs_server
 def test_a_client_that_does_not_finish_is_refused_and_does_not_keep_the_server_from_ending():
     cloud = KEEN.cloud(small_network(), strong_network())
-    head = (
-        b"POST /exchange HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 99\r\n\r\nx"
-    )
+    lines = ("POST /exchange HTTP/1.1", "Host: x", "Content-Type: application/octet-stream", "Content-Length: 99", "")
+    head = "\r\n".join((*lines, "x")).encode()
     with serving_cloud(cloud, port=0, patience=0.3) as url:
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10) as slow:
             slow.sendall(head)
-            said = slow.recv(4096)
-            assert b" 408 " in said.split(b"\r\n")[0] and b"0.3 seconds" in said + slow.recv(4096)
+            answer = slow.recv(4096)
+            assert b" 408 " in answer.split(b"\r\n")[0] and b"0.3 seconds" in answer + slow.recv(4096)
         assert ask(url, b"")[0] == 422, "others are served"
     with serving_cloud(cloud, port=0) as url:
         stalled = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=10)

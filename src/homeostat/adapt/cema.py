@@ -26,7 +26,7 @@ from the first batch that each network sees (`statistics="first"`, as in the cod
 With `url` the cloud is a server: `homeostat cloud EDGE CLOUD` in one process, `CEMA(url="http://...")(edge)` in
 another. Without, it is in this process, of `world.models["cloud"]`. The same bytes go back and forth. `carry` counts
 samples `seen`, `reliable`, `uploaded`, `over_budget` and `undelivered`, `exchanges` and `failures`, and the bytes of
-messages, `bytes_up` and `bytes_down`, also of those that were sent in vain. What would exceed `byte_budget` is not sent.
+messages, `bytes_up` and `bytes_down`, also of those sent in vain. What would exceed `byte_budget` is not sent.
 When the cloud does not answer, the edge goes on serving as it is; it tries again after 1, 2, 4, ... up to `patience`
 batches, and both sides find their common state again whatever was lost. Failures are logged (`homeostat.adapt.cema`).
 

@@ -13,11 +13,10 @@ wrong is said in JSON, `{"error": "..."}`:
 | 415 | the body is not `application/octet-stream` |
 | 422 | it is no message, or its samples do not fit the networks; nothing was learnt from it |
 
-A failure of the server itself, such as of a network that cannot be computed, is a 500 and goes to its log; nothing that
-came is taken for anything but safetensors, and nothing is unpickled. `GET /status` says how many samples came and how many steps were made. One server looks after one edge network: several
-devices that serve the same one would pull it to and fro. Exchanges are made one after another. It listens on this
-machine alone unless told otherwise, and has neither passwords nor encryption: what is reachable from elsewhere belongs
-behind a server that has.
+Nothing but safetensors is read. `GET /status` says how many samples came and how many steps were made. One server looks
+after one edge network: several devices that serve the same one would pull it to and fro. Exchanges are made one after
+another. It listens on this machine alone unless told otherwise, and has neither passwords nor encryption: what is
+reachable from elsewhere belongs behind a server that has.
 
 With `store` the cloud's state is written there after every `every` exchanges that taught something and at the end, so
 that a server that is started again goes on. What was learnt since then is lost when it is killed; the edge finds that
@@ -45,7 +44,6 @@ from homeostat.adapt.cema_link import CONTENT, MOST, PATH
 from homeostat.adapt.cema_messages import OutOfStep
 from homeostat.core.errors import CheckpointError, DtypeError, InputError, MissingExtra, StoreError
 from homeostat.core.save import save
-
 
 _LOG = logging.getLogger("homeostat.serve.cloud")
 PATIENCE = 30.0
@@ -116,7 +114,7 @@ def cloud_app(
             body = await asyncio.wait_for(_body(request, most), patience)
         except _TooLarge:
             return refuse(413, f"a message may have {most:,} bytes; send fewer samples at a time")
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             return refuse(408, f"the message took longer than {patience:g} seconds to come")
         except requests.ClientDisconnect:
             return refuse(400, "the message broke off")
