@@ -35,9 +35,9 @@ DATA = (FashionMNIST("train", start=10_000, stop=20_000), FashionMNIST("test"))
 DOMAINS = (Rotate(90.0), Corrupt("contrast", 5), Rotate(180.0), Corrupt("gaussian_noise", 5))
 SHOTS = 200
 TUNED = (
-    "the share of new samples that raises the alarm, and how many labels make a domain, on seed 101; seeds 100 and 101, which "
-    "draw from the same images as the evidence, also showed that thresholds were taken of samples that belong "
-    "elsewhere, which was mended"
+    "the share of new samples that raises the alarm, and how many labels make a domain, on seed 101; seeds 100 and "
+    "101, which draw from the same images as the evidence, also showed that thresholds were taken of samples "
+    "that belong elsewhere, which was mended"
 )
 SHRUNK = (
     "Fashion-MNIST and a ResNet-8 trained on 10,000 of its images; four domains of rotations and corruptions with 200 "
