@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homeostat.adapt import DRM, DomainHeads, drm, honest_scale
+from homeostat.adapt import DRM, DomainHeads, drm
 from homeostat.core.errors import InputError, MissingPart, ModelError
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.fit import Recipe
 from homeostat.nn.optimizers import SGD
+from homeostat.nn.temperature import honest_scale
 
 
 def world(dtype: torch.dtype = torch.float64, domains: int = 3, count: int = 50) -> World:

@@ -47,7 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homeostat.adapt.merging import Merged, honest_scale, merge_paths
+from homeostat.adapt.inverse_variance import Merged, merge_paths
 from homeostat.core.data import Batch, Data, Joined, floating
 from homeostat.core.errors import ModelError, SpecError
 from homeostat.core.fork import fork
@@ -64,6 +64,7 @@ from homeostat.nn.blocks import start
 from homeostat.nn.image_domains import DOMAINS, domain_channels, middle_domains
 from homeostat.nn.normalized import Normalized
 from homeostat.nn.optimizers import SGD, Adam
+from homeostat.nn.temperature import honest_scale
 from homeostat.shift.corrupt import Corrupt
 
 Merge = Literal["inverse_variance", "average"]

@@ -20,6 +20,9 @@ on those of all. Weights are per sample, so a batch of one is served as any othe
 Domains are `world.parts`, labelled. The given network is the encoder with its last linear layer as the start of every
 head; `learn="heads"` leaves the encoder. Defaults are ours: the paper's text is not public in enough detail.
 
+At the default gamma it is near a plain average, in which heads of far domains count nearly as much as those of near
+ones: where domains are steps of one change, such as angles, it can be below its own pooled head, in them and beyond.
+
 It fails where a head is sure for the wrong reason: a head that learnt a shortcut of its domain (a colour) is surest
 where the shortcut is strongest, whatever it means there, and takes over. The pooled head alone is then better; lower
 gamma, or use `weight="similarity"`.
@@ -46,7 +49,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from homeostat.adapt.learner import logits_of
-from homeostat.adapt.merging import honest_scale
 from homeostat.core.data import Batch, Data
 from homeostat.core.errors import InputError, ModelError
 from homeostat.core.fork import fork
@@ -63,6 +65,7 @@ from homeostat.core.world import World
 from homeostat.fit.train import Recipe, train
 from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.optimizers import SGD, Optimizer
+from homeostat.nn.temperature import honest_scale
 
 Weigh = Literal["entropy", "similarity"]
 Steer = Literal["none", "entropy", "templates"]

@@ -9,7 +9,7 @@
 Both grow with size, so they are only compared among networks of similar numbers of parameters: `candidates` gives those
 perceptrons of one to three layers whose parameters lie in a band. Networks are lists of `(weight, bias)`, ReLU between.
 
->>> candidates(inputs=16, classes=3, most=400, band=0.7)
+>>> candidates(inputs=16, classes=3, most=400, band=0.5)
 [(16, 16, 3), (16, 8, 8, 3)]
 
 References: Mellor et al., Neural architecture search without training, ICML 2021; Tanaka et al., Pruning neural
