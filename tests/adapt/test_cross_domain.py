@@ -285,3 +285,21 @@ def test_what_does_not_fit_is_refused(network):
         CrossDomainEnsemble()(net, World(source=((255 * x).long(), y)))
     with pytest.raises(ModelError, match="twice as many outputs"):
         CrossDomainEnsemble()(net, World(source=(x, torch.rand(48, 4).double()), task=Regress()))
+    with pytest.raises(InputError, match="no sample of the source has all of its label"):
+        CrossDomainEnsemble()(net, World(source=(x, torch.full((48,), -100))))
+
+
+def test_samples_without_their_whole_label_are_left_out(network):
+    net, (x, y) = network(), source()
+    few = CrossDomainEnsemble(("direct", "grey"), recipe=PLAIN)
+    hidden = torch.cat([y, torch.full((4,), -100)])
+    found = [few(net, World(source=s))(x) for s in ((x, y), (torch.cat([x, x[:4] * 0]), hidden))]
+    assert torch.equal(*found)
+    world = regression(32)
+    a, b = world.source.load().x, world.source.load().y.clone()
+    b[:8, :, 0, 0] = math.nan
+    short = DEEP.replace(domains=("blur",), sharpening=DEEP.sharpening.replace(epochs=1), distortions=())
+    spoilt, whole = (
+        short(pixels(), World(source=pair, task=Regress()), run=Run(seed=1))(a) for pair in ((a, b), (a[8:], b[8:]))
+    )
+    assert torch.equal(spoilt, whole) and bool(spoilt.isfinite().all())

@@ -60,7 +60,7 @@ from homeostat.core.run import Run
 from homeostat.core.spec import NonNegative
 from homeostat.core.taps import head, tapped
 from homeostat.core.task import Classify, check_labels
-from homeostat.core.tree import Tree, cat
+from homeostat.core.tree import Tree, cat, named_leaves
 from homeostat.core.world import World
 from homeostat.fit.train import Recipe, train
 from homeostat.nn.losses import softmax_entropy
@@ -198,6 +198,7 @@ class DRM(Remedy):
             if len(known) < 10:
                 raise InputError(f"parts.{name} has {len(known)} labelled samples; a domain needs 10 at least")
             held[name], trained[name] = known.split(0.1, generator=run.rng("DRM.held", name))
+        _check_alike(trained)
         made = self._heads(model, trained)
         for name, data in world.parts.items():
             check_labels(data.all_labels(), made.classes, f"parts.{name}.y")
@@ -246,6 +247,20 @@ class DRM(Remedy):
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
         made = fork(kit).eval()
         return made if self.steer == "none" else DRMOnline(made, self.steer, self.steering)
+
+
+def _check_alike(parts: Mapping[str, Data]) -> None:
+    """Samples of all domains go through the encoder as one batch."""
+    kinds = {
+        name: [(leaf, t.dtype, tuple(t.shape[1:])) for leaf, t in named_leaves(part.fetch(torch.arange(1)).x, "x")]
+        for name, part in parts.items()
+    }
+    first = next(iter(kinds))
+    for name, kind in kinds.items():
+        if kind != kinds[first]:
+            raise InputError(
+                f"samples of parts.{name} are {kind}, those of parts.{first} {kinds[first]}; give all domains one shape"
+            )
 
 
 @torch.no_grad()
