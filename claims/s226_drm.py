@@ -25,6 +25,10 @@ from homeostat.shift import Rotate
 DATA = (FashionMNIST("train", stop=20_000), FashionMNIST("test"))
 ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
 EACH, BATCH, EPOCHS = 1000, 32, 5
+TUNED = (
+    "nothing; rehearsals on seeds 100 and 101, which draw from the same images, were below pooled training by ten "
+    "points, and nothing was changed"
+)
 SHRUNK = (
     "Fashion-MNIST, a small convolutional network, 1,000 images a domain, 2,000 of the domain left out, which each "
     "seed draws, in place of 70,000 digits and all domains in turn"
@@ -68,7 +72,7 @@ def _coloured(data: Data, turn: int, share: float, run: Run) -> Data:
 @claim(
     "S226",
     says="On an angle that was left out of training, DRM is more accurate than pooled training by a point or more.",
-    ours="DRM", baseline="pooled", metric="accuracy", least=0.01, tier="long", data=DATA, tuned="nothing",
+    ours="DRM", baseline="pooled", metric="accuracy", least=0.01, tier="long", data=DATA, tuned=TUNED,
     shrunk=SHRUNK,
 )  # fmt: skip
 def rotated(run: Run, train: Data, test: Data) -> dict[str, float]:
@@ -80,7 +84,7 @@ def rotated(run: Run, train: Data, test: Data) -> dict[str, float]:
 @claim(
     "S226",
     says="On the angles it was trained on, DRM is not below pooled training.",
-    ours="DRM", baseline="pooled", metric="accuracy", least=0.0, tier="long", data=DATA, tuned="nothing", shrunk=SHRUNK,
+    ours="DRM", baseline="pooled", metric="accuracy", least=0.0, tier="long", data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def not_below_where_trained(run: Run, train: Data, test: Data) -> dict[str, float]:
     seen, _, inside = _rotated(run, train, test)
@@ -92,7 +96,7 @@ def not_below_where_trained(run: Run, train: Data, test: Data) -> dict[str, floa
     "S226",
     says="Where colour says something else of the class in every domain, and nothing in the one left out, DRM is more "
     "accurate there than pooled training by a point or more.",
-    ours="DRM", baseline="pooled", metric="accuracy", least=0.01, tier="long", data=DATA, tuned="nothing",
+    ours="DRM", baseline="pooled", metric="accuracy", least=0.01, tier="long", data=DATA, tuned=TUNED,
     shrunk=SHRUNK,
 )  # fmt: skip
 def coloured(run: Run, train: Data, test: Data) -> dict[str, float]:

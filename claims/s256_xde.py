@@ -23,14 +23,19 @@ from homeostat.nn import Normalized, SmallCNN
 from homeostat.nn.optimizers import SGD
 from homeostat.shift import Corrupt
 
-DATA = (FashionMNIST("train", stop=4_000), FashionMNIST("test"))
+DATA = (FashionMNIST("train", stop=3_000), FashionMNIST("test"))
 UNSEEN = (
     "shot_noise", "impulse_noise", "defocus_blur", "motion_blur", "fog", "brightness", "pixelate", "jpeg_compression",
 )  # fmt: skip
 TRAINING = Recipe(epochs=3, batch=64, optimizer=SGD(lr=0.05, weight_decay=5e-4, nesterov=True), schedule=Cosine(50))
 OURS = CrossDomainEnsemble(("direct", "emboss", "sobel", "sharpen", "blur"), recipe=TRAINING)
+TUNED = (
+    "nothing but sizes, for time; a rehearsal on seed 100, which draws from the same images, showed that the networks "
+    "of the paths, which go on from the given one and so are trained twice as long as a member of the deep ensemble, "
+    "do not win by that (members trained as long were no better), and that most is won under brightness and fog"
+)
 SHRUNK = (
-    "Fashion-MNIST, five small convolutional networks trained on 4,000 images, and classification, in place of U-Nets "
+    "Fashion-MNIST, five small convolutional networks trained on 3,000 images, and classification, in place of U-Nets "
     "for normals and depth; eight corruptions of severity 4 that the training of uncertainty did not see, with 500 "
     "images each"
 )
@@ -72,7 +77,7 @@ def _averaging(served: Any) -> Any:
 @claim(
     "S256",
     says="Under eight corruptions, five networks on middle domains are more accurate than five on the image itself.",
-    ours="XDE", baseline="deep ensemble", metric="accuracy", least=0.0, tier="long", data=DATA, tuned="nothing",
+    ours="XDE", baseline="deep ensemble", metric="accuracy", least=0.0, tier="long", data=DATA, tuned=TUNED,
     shrunk=SHRUNK,
 )  # fmt: skip
 def above_a_deep_ensemble(run: Run, source: Data, test: Data) -> dict[str, float]:
@@ -83,7 +88,7 @@ def above_a_deep_ensemble(run: Run, source: Data, test: Data) -> dict[str, float
     "S256",
     says="Under eight corruptions, the cross-domain ensemble is more accurate than a single network by two points or "
     "more.",
-    ours="XDE", baseline="single network", metric="accuracy", least=0.02, tier="long", data=DATA, tuned="nothing",
+    ours="XDE", baseline="single network", metric="accuracy", least=0.02, tier="long", data=DATA, tuned=TUNED,
     shrunk=SHRUNK,
 )  # fmt: skip
 def above_a_single_network(run: Run, source: Data, test: Data) -> dict[str, float]:
@@ -93,7 +98,7 @@ def above_a_single_network(run: Run, source: Data, test: Data) -> dict[str, floa
 @claim(
     "S256",
     says="Once uncertainty is made honest on distorted data, weights by it are at least as good as a plain average.",
-    ours="XDE", baseline="plain average", metric="accuracy", least=0.0, tier="long", data=DATA, tuned="nothing",
+    ours="XDE", baseline="plain average", metric="accuracy", least=0.0, tier="long", data=DATA, tuned=TUNED,
     shrunk=SHRUNK,
 )  # fmt: skip
 def weights_are_worth_it(run: Run, source: Data, test: Data) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from homeostat.adapt import CEMA, CEMAEdge, CEMAInProcess, CEMALink, LinkDown, Message, OutOfStep
+from homeostat.adapt.cema_messages import fingerprint_of
 from homeostat.core.errors import InputError, MissingPart, ModelError, NonFiniteError, SpecError
 from homeostat.core.run import Run
 from homeostat.core.world import World
@@ -278,7 +279,7 @@ class Failing(CEMAInProcess, register=False):
         if self.tries in self.fails:
             if self.late:
                 super().exchange(message)
-            raise LinkDown("nobody answers")
+            raise LinkDown("nobody answers", sent=self.late)
         return super().exchange(message)
 
 
@@ -307,8 +308,10 @@ def test_an_answer_that_was_lost_or_a_cloud_that_forgot_brings_both_in_step_agai
     net, strong = network(), network(seed=1)
     link = Failing(KEEN.cloud(net, strong), {2}, late=True)
     ours, batches = edge_of(net, link), stream(6, 10)
-    for x in batches[:2]:
-        ours.observe(x)
+    ours.observe(batches[0])
+    up = ours.counts()["bytes_up"]
+    ours.observe(batches[1])
+    assert ours.counts()["bytes_up"] - up > 10 * 3 * 64 * 8, "what went up in vain is counted"
     assert any(not torch.equal(t, ours.norm()[n]) for n, t in link.cloud.norm().items())
     for x in batches[2:4]:
         ours.observe(x)
@@ -334,9 +337,9 @@ def test_what_the_cloud_refuses_changes_nothing_there(network, stream):
     flat = torch.cat([t.flatten() for t in now.values()])
     bad = [
         (b"no message", "no CEMA message"), (b"", "no CEMA message"), (good.bytes()[:-3], "no CEMA message"),
-        (Message(good.fingerprint, x=x[:, :1]).bytes(), "do not fit the teacher's network"),
-        (Message(good.fingerprint, x=x[0, 0]).bytes(), "do not fit"),
-        (Message(good.fingerprint, x=x.long()).bytes(), "do not fit"),
+        (Message(good.fingerprint, x=x[:, :1]).bytes(), "one shape"),
+        (Message(good.fingerprint, x=x.long()).bytes(), "one shape"),
+        (Message(good.fingerprint, x=x.to(torch.float8_e4m3fn)).bytes(), "float8"),
         (Message(good.fingerprint, x=torch.zeros(0, 3, 8, 8)).bytes(), "at least one sample"),
         (Message(good.fingerprint, norm=flat[:-1]).bytes(), "this network has 48"),
         (Message(good.fingerprint, norm=flat + 1).bytes(), "fingerprint"),
@@ -349,11 +352,63 @@ def test_what_the_cloud_refuses_changes_nothing_there(network, stream):
         with pytest.raises(NonFiniteError):
             cloud.exchange(Message(good.fingerprint, x=broken).bytes())
     assert set(cloud.carry) == set(before) and all(torch.equal(cloud.carry[name], t) for name, t in before.items())
-    with pytest.raises(NonFiniteError, match="loss"):
-        cloud.exchange(Message(good.fingerprint, x=x * 1e200).bytes())
+
+
+def test_the_first_samples_must_fit_both_networks(network, stream):
+    class Strict(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            assert x.dtype == torch.float64 and x.shape[1] == 3, "three channels"
+            return self.inner(x)
+
+    x = stream(1)[0]
+    for strong, said in (
+        (network(seed=1), "do not fit the teacher's network: "),
+        (Strict(network()), "three channels"),
+    ):
+        cloud = KEEN.cloud(network(), strong)
+        now = fingerprint_of(cloud.norm())
+        for bad in (x[:, :1], x[0, 0], x.long()):
+            with pytest.raises(InputError, match=said):
+                cloud.exchange(Message(now, x=bad).bytes())
+        assert int(cloud.carry["received"]) == 0
+
+
+def test_samples_of_another_shape_than_those_that_wait_are_refused_and_change_nothing(network, stream):
+    """A network that takes images of any size would take them; what waits and what is remembered would not."""
+    cloud = KEEN.replace(statistics="stored").cloud(network(), network(seed=1))
+    some = stream(1)[0][:5]
+    now = fingerprint_of(cloud.norm())
+    cloud.exchange(Message(now, x=some).bytes())
+    before = {name: cloud.carry[name].clone() for name in cloud.carry}
+    for other in (some[..., :6], some.float()):
+        with pytest.raises(InputError, match="one shape"):
+            cloud.exchange(Message(now, x=other).bytes())
+    assert set(cloud.carry) == set(before) and all(torch.equal(cloud.carry[name], t) for name, t in before.items())
+    cloud.exchange(Message(now, x=some).bytes())
+    assert int(cloud.carry["steps"]) == 1
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_samples_that_make_learning_overflow_leave_no_trace_and_the_cloud_goes_on(network, stream, first):
+    """Also where they waited for others: whichever was at fault, none is replayed later."""
+    cloud = KEEN.replace(replay_from=6, statistics="stored").cloud(network(), network(seed=1))
+    x, now = stream(1)[0], fingerprint_of(cloud.norm())
+    before = {name: cloud.carry[name].clone() for name in cloud.carry}
+    if first:
+        cloud.exchange(Message(now, x=1e200 * x[:first]).bytes())
+    with pytest.raises(NonFiniteError):
+        cloud.exchange(Message(now, x=x if first else 1e200 * x).bytes())
     learnt = [name for name in before if name.startswith(("teacher", "edge", "started"))]
-    assert all(torch.equal(cloud.carry[name], before[name]) for name in learnt) and "waiting.x" not in cloud.carry
-    assert Message.read(cloud.exchange(good.bytes())).norm is not None
+    assert all(torch.equal(cloud.carry[name], before[name]) for name in learnt)
+    assert "waiting.x" not in cloud.carry and cloud.ring.held(cloud.carry) == 0
+    for _ in range(3):
+        answer = Message.read(cloud.exchange(Message(now, x=x).bytes()))
+        now = answer.fingerprint
+        assert answer.norm is not None
 
 
 def test_messages_of_other_kinds_and_versions_are_refused():

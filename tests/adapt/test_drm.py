@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from homeostat.adapt import DRM, DomainHeads, drm, honest_scale
+from homeostat.adapt import DRM, DomainHeads, drm
 from homeostat.core.errors import InputError, MissingPart, ModelError
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.fit import Recipe
 from homeostat.nn.optimizers import SGD
+from homeostat.nn.temperature import honest_scale
 
 
 def world(dtype: torch.dtype = torch.float64, domains: int = 3, count: int = 50) -> World:
@@ -226,6 +227,10 @@ def test_what_does_not_fit_is_refused(network):
         DRM()(network(), World(parts={"a": (x[:5], torch.zeros(5, dtype=torch.long))}))
     with pytest.raises(InputError, match=r"outside 0\.\.3"):
         DRM()(network(), World(parts={"a": (x, torch.full((20,), 4))}))
+    y = torch.arange(20) % 4
+    for other in (x[:, :, :4], x.float()):
+        with pytest.raises(InputError, match=r"parts\.b are .* give all domains one shape"):
+            DRM()(network(), World(parts={"a": (x, y), "b": (other, y)}))
     odd = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.Unflatten(1, (2, 3)), nn.Flatten(), nn.AvgPool1d(2))
     with pytest.raises(ModelError, match="does not make the 3 outputs"):
         DRM()(odd.double(), World(parts={"a": (x, torch.zeros(20, dtype=torch.long))}))

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from homeostat.adapt import EAR
-from homeostat.adapt.ear import bundled
 from homeostat.core.data import Batch
 from homeostat.core.errors import InputError, SpecError
 from homeostat.core.run import Run
 from homeostat.core.world import World
-from homeostat.nn.hyperdimensional import projection
+from homeostat.nn.hyperdimensional import bundled, projection
 
 
 def network(norm: str = "batch", dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -136,6 +135,23 @@ def test_the_stated_share_of_familiar_samples_is_called_new(storage):
     new, _ = ear.detect(samples(3000, seed=9)[0])
     assert 0.02 < float(new.double().mean()) < 0.09
     assert bool(ear.detect(samples(300, 1)[0])[0].double().mean() > 0.5)
+
+
+@pytest.mark.parametrize("storage", ["counts", "bits"])
+def test_a_new_domain_s_threshold_is_that_of_the_samples_that_are_held_against_it(storage):
+    """A sixth of what made the domain is the source's own: it must not decide what is new to the domain.
+
+    Of those that come later 5 % are called new, but for sampling: the threshold is a quantile of n samples, the share
+    one of m, so that its deviation is sqrt(0.05 * 0.95 (1 / n + 1 / m)). With all samples in the quantile it is 0.
+    """
+    ear = EAR(dimension=4000, shots=600, most=300, storage=storage)(network(), World(source=samples(600)))
+    (x, y), (old, old_y) = samples(500, 1), samples(100, 0, seed=2)
+    ear.observe(Batch(torch.cat([x, old]), torch.cat([y, old_y])))
+    assert ear.domains == 2
+    new, nearest = ear.detect(samples(1200, 1, seed=3)[0])
+    mine = new[nearest == 1].float()
+    assert len(mine) > 1100 and float((ear.detect(old)[1] == 0).float().mean()) > 0.9
+    assert abs(float(mine.mean()) - 0.05) < 3 * (0.05 * 0.95 * (1 / 500 + 1 / len(mine))) ** 0.5
 
 
 def test_bits_take_a_thirty_second_of_the_space_and_leave_each_sample_out_exactly():

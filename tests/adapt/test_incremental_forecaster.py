@@ -115,3 +115,19 @@ def test_targets_of_another_shape_are_refused():
     ours, (x, y) = IncrementalForecaster()(linear(torch.float32), WORLD), series(4, torch.float32)
     with pytest.raises(InputError, match="shape"):
         ours.observe(Batch(x, y[:, :1]))
+
+
+def test_the_card_s_passes_are_those_of_its_defaults():
+    """A pass a sample to predict, and three for each that a refit learns from: forwards, and twice that backwards."""
+    seen = {"free": 0, "learnt": 0}
+    net = nn.Sequential(nn.Linear(2, 1))
+    made = IncrementalForecaster()(net, World(task=Regress()))
+    made.model[0].register_forward_pre_hook(
+        lambda _, x: seen.update({(k := "learnt" if made.model.training else "free"): seen[k] + len(x[0])})
+    )
+    x = torch.randn(6 * 96, 2)
+    for part in x.split(32):
+        made.observe(Batch(part, part.sum(1, keepdim=True)))
+    assert made.refits == 6 and seen["free"] == len(x)
+    later = (seen["learnt"] - 5 * 96) / (len(x) - 96)  # the first window is half as long
+    assert IncrementalForecaster().card.passes == 1 + 3 * later

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 from homeostat.adapt import (
@@ -22,7 +23,7 @@ from homeostat.adapt.class_balance import degree_of, reversed_prior
 from homeostat.core.errors import InputError, MissingPart, ModelError
 from homeostat.core.run import Run
 from homeostat.core.world import World
-from homeostat.fit import Recipe
+from homeostat.fit import Cosine, Recipe
 from homeostat.nn.optimizers import Adam
 
 TAILED = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
@@ -145,7 +146,24 @@ def linear_world(temperature: float = 1.0, count: int = 3000) -> tuple[nn.Module
     return net, World(source=(x, y)), true
 
 
-RECIPE = Recipe(optimizer=Adam(lr=0.01), epochs=6, batch=250)
+RECIPE = Recipe(optimizer=Adam(lr=0.04), epochs=12, batch=250, schedule=Cosine())
+
+
+def excess(served: nn.Module, x: Tensor, true: Tensor) -> float:
+    """Mean Kullback-Leibler divergence, on the source and over the path, from what is true: what training lowers."""
+    source, found = torch.tensor(served.adjusted.prior, dtype=torch.float64), []
+    for degree in torch.linspace(-1, 1, 21, dtype=torch.float64):
+        prior = path_prior(degree[None], source)[0]
+        served.adjusted.carry["prior"] = prior
+        z = served(x).detach() - (prior.log() - source.log())
+        found.append((true.softmax(1) * (true.log_softmax(1) - z.log_softmax(1))).sum(1).mean())
+    return float(torch.stack(found).mean())
+
+
+def sampling_error(served: nn.Module, count: int) -> float:
+    """What the excess of a fit to so many labels stays below in 999 of 1000 cases: chi-squared / 2n (Wilks)."""
+    parameters = sum(p.numel() for p in served.adjusted.change.parameters())
+    return float(chi2.ppf(0.999, parameters)) / (2 * count)
 
 
 @pytest.mark.exact("S309")
@@ -162,32 +180,18 @@ def test_with_calibrated_logits_bayes_correction_is_the_optimum_and_training_sta
     loss = F.cross_entropy(z + offset, true.softmax(1))  # the expectation over labels
     gradients = torch.autograd.grad(loss, list(change.parameters()))
     assert max(float(g.abs().max()) for g in gradients) < 1e-12
-    served = LabelShiftAdapter(Source(), recipe=RECIPE)(net, world)
-    assert (
-        float((true.softmax(1) - (true + reversed_prior(source).log() - source.log()).softmax(1)).abs().mean()) > 0.15
-    )
-    for t in (-1.0, -0.5, 0.0, 0.5):
-        prior = path_prior(torch.tensor([t], dtype=torch.float64), source)[0]
-        served.adjusted.carry["prior"] = prior
-        bayes = true + prior.log() - source.log()
-        found = served(x).softmax(1).detach()
-        assert float((found - bayes.softmax(1)).abs().mean()) < 0.05
+    served = LabelShiftAdapter(Source(), hidden=2, recipe=RECIPE)(net, world)
+    found = excess(served, x, true)
+    assert 0 < found < sampling_error(served, len(x)) < 0.02
 
 
 def test_what_is_learnt_is_where_logits_are_not_calibrated():
+    """Logits of a third of their size can be put right by the scale of features and classes, for every balance."""
     net, world, true = linear_world(temperature=3.0)
     x = world.source.load().x
-    served = LabelShiftAdapter(Source(), recipe=RECIPE)(net, world)
-    plain = LabelShiftAdapter(Source(), recipe=RECIPE.replace(optimizer=Adam(lr=1e-12)))(net, world)
-    source = torch.tensor(served.adjusted.prior, dtype=torch.float64)
-    for t in (-1.0, 0.0, 1.0):
-        prior = path_prior(torch.tensor([t], dtype=torch.float64), source)[0]
-        bayes = (true + prior.log() - source.log()).softmax(1)
-        apart = []
-        for one in (served, plain):
-            one.adjusted.carry["prior"] = prior
-            apart.append(float((one(x).softmax(1).detach() - bayes).abs().mean()))
-        assert apart[0] < 0.5 * apart[1] and apart[1] > 0.05
+    served = LabelShiftAdapter(Source(), hidden=2, recipe=RECIPE)(net, world)
+    plain = LabelShiftAdapter(Source(), hidden=2, recipe=RECIPE.replace(optimizer=Adam(lr=1e-12), epochs=1))(net, world)
+    assert excess(served, x, true) < sampling_error(served, len(x)) < 0.1 * excess(plain, x, true)
 
 
 def test_at_the_source_s_own_prior_an_untrained_head_changes_nothing(network, stream):

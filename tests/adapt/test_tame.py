@@ -14,6 +14,7 @@ from homeostat.adapt.tame import TAMEOnline
 from homeostat.core.data import Batch
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
+from homeostat.nn.mlp import MLP
 from homeostat.nn.optimizers import Adam
 
 
@@ -237,3 +238,21 @@ def test_failure_tasks_whose_inputs_look_alike_cannot_be_told_apart():
         for n in (0, 1)
     ]
     assert ours.experts == 2 and sum(scores) / 2 < 0.7
+
+
+def test_the_card_s_passes_are_those_of_its_defaults_with_several_experts_and_batches_of_64():
+    """Forwards once, and where gradients are taken twice more."""
+    count = [0]
+
+    def noted(module, x):
+        count[0] += len(x[0]) * (3 if torch.is_grad_enabled() else 1)
+
+    net = MLP(2, 2, (8,))
+    tame = TAME(grace=2)(net)
+    for model in (tame.model, tame.selector):
+        next(m for m in model.modules() if isinstance(m, nn.Linear)).register_forward_pre_hook(noted)
+    tame._spawn()
+    for part in torch.randn(5 * 64, 2).split(64):
+        count[0] = 0
+        tame.observe(Batch(part, (part[:, 0] > 0).long()))
+    assert count[0] / 64 == TAME().card.passes

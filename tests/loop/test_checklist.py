@@ -106,3 +106,15 @@ def test_what_cannot_be_checked_is_not_passed(healthy):
     states = {check.name: check.state for check in made.checks}
     assert set(states.values()) == {"not checked"} and made.failed == ()
     assert "World(target=...)" in made["schema"].said and "labels" in made["calibration"].said
+
+
+def test_a_network_that_breaks_off_is_not_checked_and_the_other_checks_are_made(healthy):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("out of order\nand more")
+
+    world = World(source=healthy["source"], target=healthy["target"])
+    made = audit(Broken(), world)
+    assert made["schema"].state == "pass" and made["finite"].state == "pass"
+    assert made["calibration"].state == "not checked" and "out of order" in made["calibration"].said
+    assert "more" not in made["calibration"].said and "pass" not in {made[n].state for n in ("corruption", "fallback")}

@@ -185,3 +185,17 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(NonFiniteError, match="nothing was taken in"):
         loop.step([lambda: torch.tensor([float("nan")])])
     assert int(loop.carry["step"]) == 0 and int(loop.carry["looks"]) == 0
+
+
+def test_a_sensor_without_errors_is_refused_and_one_with_a_tiny_error_works():
+    """What an exact sensor has seen twice would have no likelihood."""
+    still = ((0.0, 0.0), (0.0, 1.0))
+    both = tuple(Sensed((row,), ((1e-9,),)) for row in ((1.0, 0.0), (0.0, 1.0)))
+    with pytest.raises(SpecError, match=r"sensors\[0\]\.error is singular"):
+        Process(((1.0, 0.0), (0.0, 1.0)), still, sensors=(Sensed(((1.0, 0.0),), ((0.0,),)), both[1]))
+    with pytest.raises(SpecError, match="no covariance"):
+        Process(noise=((-1.0,),))
+    loop = SensingLoop(Process(((1.0, 0.0), (0.0, 1.0)), still, sensors=both), Sensing(uncertainty=0.5))
+    for _ in range(20):
+        found = loop.step([lambda: torch.ones(1), lambda: torch.ones(1)])
+    assert torch.allclose(found.mean, torch.ones(2).double(), atol=1e-4)

@@ -22,6 +22,7 @@ from .incremental_forecaster import (
     IncrementalForecaster as IncrementalForecaster,
     IncrementalOnline as IncrementalOnline,
 )
+from .inverse_variance import Merged as Merged, merge_paths as merge_paths
 from .label_geometry import (
     Loki as Loki,
     LokiNetwork as LokiNetwork,
@@ -40,7 +41,6 @@ from .label_shift_adapter import (
 )
 from .laplacian import LAME as LAME, LAMEOnline as LAMEOnline, lame as lame
 from .memo import MEMO as MEMO, MEMOOnline as MEMOOnline
-from .merging import Merged as Merged, honest_scale as honest_scale, merge_paths as merge_paths
 from .periodic_reset import PeriodicallyReset as PeriodicallyReset, PeriodicReset as PeriodicReset
 from .petal import PETAL as PETAL, PETALOnline as PETALOnline
 from .prior_correction import (

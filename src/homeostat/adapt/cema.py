@@ -26,9 +26,9 @@ from the first batch that each network sees (`statistics="first"`, as in the cod
 With `url` the cloud is a server: `homeostat cloud EDGE CLOUD` in one process, `CEMA(url="http://...")(edge)` in
 another. Without, it is in this process, of `world.models["cloud"]`. The same bytes go back and forth. `carry` counts
 samples `seen`, `reliable`, `uploaded`, `over_budget` and `undelivered`, `exchanges` and `failures`, and the bytes of
-messages, `bytes_up` and `bytes_down`. What would exceed `byte_budget` is not sent. When the cloud does not answer, the
-edge goes on serving as it is; it tries again after 1, 2, 4, ... up to `patience` batches, and both sides find their
-common state again whatever was lost. Failures are logged (`homeostat.adapt.cema`).
+messages, `bytes_up` and `bytes_down`, also of those sent in vain. What would exceed `byte_budget` is not sent.
+When the cloud does not answer, the edge goes on serving as it is; it tries again after 1, 2, 4, ... up to `patience`
+batches, and both sides find their common state again whatever was lost. Failures are logged (`homeostat.adapt.cema`).
 
 Defaults are the paper's for ImageNet: high 0.4, div_margin 0.05, alpha 3, beta 3, gamma 1, T 1, batches of 32, 10,000
 samples remembered, SGD of 2.5e-3 and 2.5e-4. With 10 classes div_margin must be near 0.4 (at 0.05 hardly anything goes
@@ -93,7 +93,7 @@ class CEMA(Remedy):
         idle: send a message for every batch, also without samples, so that the cloud may replay.
         patience: batches between tries to reach a cloud that does not answer, at most.
         url: address of a cloud in another process; empty for one in this process.
-        timeout: seconds that it may take to answer.
+        timeout: seconds without a byte of an answer, or for all of it, after which there is none.
     """
 
     high: Positive = 0.4

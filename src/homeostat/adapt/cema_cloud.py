@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from homeostat.adapt.cema_messages import Message, OutOfStep, filled, fingerprint_of, flattened
+from homeostat.core.data import check_finite
 from homeostat.core.errors import HomeostatError, InputError, NonFiniteError
 from homeostat.core.online import Bag
 from homeostat.core.part import Part
@@ -99,7 +100,8 @@ class CEMACloud(Part):
         Raises:
             InputError: it is no message, or its samples or parameters do not fit; nothing was changed.
             OutOfStep: the edge has other parameters than the student, and did not send them.
-            NonFiniteError: a loss was not finite; both networks are as before, and what waited is dropped.
+            NonFiniteError: a loss, or what was learnt, was not finite. Both networks are as before. What waited and
+                what was remembered is dropped, as it cannot be known which samples were at fault.
         """
         came = Message.read(message)
         norm = self.norm()
@@ -114,11 +116,12 @@ class CEMACloud(Part):
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 learnt = self._learn(x)
+            if learnt:
+                self._check_learnt()
         except NonFiniteError:
             for name, tensor in before.items():
                 self.carry[name] = tensor
-            if "waiting.x" in self.carry:
-                del self.carry["waiting.x"]
+            self._forget()
             raise
         if not learnt:
             return Message(came.fingerprint).bytes()
@@ -149,6 +152,18 @@ class CEMACloud(Part):
             self.distil(self.replayed(4 * self.batch))
             return True
         return learnt
+
+    def _check_learnt(self) -> None:
+        """Raise where a number of either network is no longer finite: huge samples do that behind a finite loss."""
+        for name in self.carry:
+            if name.split(".")[0] in _LEARNT:
+                check_finite(self.carry[name], f"after these samples, {name}")
+
+    def _forget(self) -> None:
+        """Drop all samples."""
+        self.ring.clear(self.carry)
+        if "waiting.x" in self.carry:
+            del self.carry["waiting.x"]
 
     def adapt_teacher(self, x: Tensor) -> None:
         """One step of the teacher down the weighted entropy of a batch; its moving statistics follow, or start."""
@@ -200,15 +215,20 @@ class CEMACloud(Part):
     @torch.no_grad()
     def _checked(self, x: Tensor) -> Tensor:
         """The samples where the networks lie, when both networks take them."""
-        held = self.ring.rows(self.carry).get("x")
         x = there(x, self.model)
-        if held is not None and held.shape[1:] == x.shape[1:] and held.dtype == x.dtype:
-            return x
+        for held in (self.carry.under("waiting").get("x"), self.carry.under("replay.row").get("x")):
+            if held is not None and (held.shape[1:] != x.shape[1:] or held.dtype != x.dtype):
+                raise InputError(
+                    f"the samples are {x.dtype} {tuple(x.shape[1:])}, and those before {held.dtype} "
+                    f"{tuple(held.shape[1:])}; one cloud learns from samples of one shape"
+                )
+            if held is not None:
+                return x
         for which, network, _ in self._networks():
             try:
                 Classify().check(self._says(which, network, x[:1], "stay"), None)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                said = error if isinstance(error, HomeostatError) else str(error).splitlines()[0]
+            except Exception as error:  # networks are the user's, and say in many ways that an input does not fit
+                said = error if isinstance(error, HomeostatError) else (str(error).splitlines() or [repr(error)])[0]
                 raise InputError(
                     f"the samples ({x.dtype} {tuple(x.shape)}) do not fit the {which}'s network: {said}"
                 ) from None

@@ -125,7 +125,7 @@ class CEMAEdge(Online):
         try:
             sent = self._exchange(now, x, along) or (not along and self._exchange(now, x, True))
         except LinkDown as error:
-            self._failed(str(error), count)
+            self._failed(error, count)
             return
         self.carry["uploaded" if sent else "over_budget"] += count
 
@@ -138,11 +138,17 @@ class CEMAEdge(Online):
             return False
         try:
             answer = self.link.exchange(message)
+        except LinkDown as error:
+            self.carry["bytes_up"] += len(message) if error.sent else 0
+            self.carry["bytes_down"] += error.got
+            raise
         except OutOfStep as error:
+            self.carry["bytes_up"] += len(message)
             if along:
                 raise LinkDown(f"the cloud does not take the edge's parameters: {error}") from None
-            self.carry["bytes_up"] += len(message)
             return False
+        self.carry["bytes_up"] += len(message)
+        self.carry["bytes_down"] += len(answer)
         try:
             reply = Message.read(answer)
             new = None if reply.norm is None else filled(norm, reply.norm, reply.fingerprint)
@@ -153,14 +159,13 @@ class CEMAEdge(Online):
         for name, tensor in (new or {}).items():
             norm[name].copy_(tensor)
         self.carry["agreed"] = torch.tensor(reply.fingerprint)
-        for name, more in (("bytes_up", len(message)), ("bytes_down", len(answer)), ("exchanges", 1)):
-            self.carry[name] += more
+        self.carry["exchanges"] += 1
         if int(self.carry["tries"]):
             _LOG.warning("the cloud answers again after %d failures", int(self.carry["tries"]))
             self.carry["tries"] = torch.tensor(0)
         return True
 
-    def _failed(self, why: str, count: int) -> None:
+    def _failed(self, why: LinkDown, count: int) -> None:
         self.carry["failures"] += 1
         self.carry["undelivered"] += count
         wait = min(self.patience, 2 ** min(30, int(self.carry["tries"])))

@@ -7,8 +7,11 @@ Either way the same bytes go back and forth, so that networks and counts come ou
 from __future__ import annotations
 
 import json
+import time
 from abc import abstractmethod
 from http.client import HTTPException
+from socket import gaierror
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -67,7 +70,7 @@ class CEMAOverHTTP(CEMALink):
 
     Args:
         url: such as `"http://cloud.example:9178"`.
-        timeout: seconds without a byte of an answer, after which there is none.
+        timeout: seconds without a byte of an answer, and seconds for all of it, after which there is none.
     """
 
     def __init__(self, url: str, timeout: float = 5.0):
@@ -80,7 +83,9 @@ class CEMAOverHTTP(CEMALink):
         request = Request(self.url + PATH, message, {"Content-Type": CONTENT}, method="POST")
         try:
             with urlopen(request, timeout=self.timeout) as answer:
-                found = answer.read(MOST + 1)
+                found = self._read(answer)
+        except LinkDown:  # it is an OSError, too
+            raise
         except HTTPError as error:
             with error:
                 said = _said(error)
@@ -88,10 +93,24 @@ class CEMAOverHTTP(CEMALink):
                 raise OutOfStep(said) from None
             raise LinkDown(f"the cloud at {self.url} answered {error.code}: {said}") from None
         except (OSError, HTTPException) as error:
-            raise LinkDown(f"the cloud at {self.url} cannot be reached: {error}") from None
-        if len(found) > MOST:
-            raise LinkDown(f"the cloud at {self.url} answered with more than {MOST:,} bytes")
+            # Where no connection was made nothing was sent; a message that was cut short counts as sent.
+            nobody = isinstance(getattr(error, "reason", error), (ConnectionRefusedError, gaierror))
+            raise LinkDown(f"the cloud at {self.url} cannot be reached: {error}", sent=not nobody) from None
         return found
+
+    def _read(self, answer: Any) -> bytes:
+        """An answer, unless it is too long or comes too slowly: a device must not wait on a cloud that dribbles."""
+        parts, length, began = [], 0, time.monotonic()
+        while part := answer.read1(1 << 16):
+            parts.append(part)
+            length += len(part)
+            if length > MOST:
+                raise LinkDown(f"the cloud at {self.url} answered with more than {MOST:,} bytes", got=length)
+            if time.monotonic() - began > self.timeout:
+                raise LinkDown(
+                    f"the cloud at {self.url} takes longer to answer than {self.timeout:g} seconds", got=length
+                )
+        return b"".join(parts)
 
 
 def _said(error: HTTPError) -> str:

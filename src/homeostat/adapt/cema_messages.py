@@ -40,7 +40,17 @@ class OutOfStep(HomeostatError, RuntimeError):
 
 
 class LinkDown(HomeostatError, ConnectionError):
-    """The cloud cannot be reached, takes too long, or refuses what it is sent."""
+    """The cloud cannot be reached, takes too long, or refuses what it is sent.
+
+    Args:
+        text: what happened.
+        sent: whether the message went out, or may have; then its bytes count.
+        got: bytes of an answer of no use.
+    """
+
+    def __init__(self, text: str, *, sent: bool = True, got: int = 0):
+        super().__init__(text)
+        self.sent, self.got = sent, got
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,10 @@ class Message:
                 f"the message's parameters are {norm.dtype} {tuple(norm.shape)}; one row of floats is wanted"
             )
         for name, tensor in named.items():
-            check_finite(tensor, f"the message's {name}")
+            try:
+                check_finite(tensor, f"the message's {name}")
+            except NotImplementedError:
+                raise InputError(f"the message's {name} is {tensor.dtype}, which cannot be computed with") from None
         return cls(int(about[2]), x, norm)
 
 

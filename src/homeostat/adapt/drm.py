@@ -20,6 +20,9 @@ on those of all. Weights are per sample, so a batch of one is served as any othe
 Domains are `world.parts`, labelled. The given network is the encoder with its last linear layer as the start of every
 head; `learn="heads"` leaves the encoder. Defaults are ours: the paper's text is not public in enough detail.
 
+At the default gamma it is near a plain average, in which heads of far domains count nearly as much as those of near
+ones: where domains are steps of one change, such as angles, it can be below its own pooled head, in them and beyond.
+
 It fails where a head is sure for the wrong reason: a head that learnt a shortcut of its domain (a colour) is surest
 where the shortcut is strongest, whatever it means there, and takes over. The pooled head alone is then better; lower
 gamma, or use `weight="similarity"`.
@@ -46,7 +49,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from homeostat.adapt.learner import logits_of
-from homeostat.adapt.merging import honest_scale
 from homeostat.core.data import Batch, Data
 from homeostat.core.errors import InputError, ModelError
 from homeostat.core.fork import fork
@@ -58,11 +60,12 @@ from homeostat.core.run import Run
 from homeostat.core.spec import NonNegative
 from homeostat.core.taps import head, tapped
 from homeostat.core.task import Classify, check_labels
-from homeostat.core.tree import Tree, cat
+from homeostat.core.tree import Tree, cat, named_leaves
 from homeostat.core.world import World
 from homeostat.fit.training import Recipe, train
 from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.optimizers import SGD, Optimizer
+from homeostat.nn.temperature import honest_scale
 
 Weigh = Literal["entropy", "similarity"]
 Steer = Literal["none", "entropy", "templates"]
@@ -195,6 +198,7 @@ class DRM(Remedy):
             if len(known) < 10:
                 raise InputError(f"parts.{name} has {len(known)} labelled samples; a domain needs 10 at least")
             held[name], trained[name] = known.split(0.1, generator=run.rng("DRM.held", name))
+        _check_alike(trained)
         made = self._heads(model, trained)
         for name, data in world.parts.items():
             check_labels(data.all_labels(), made.classes, f"parts.{name}.y")
@@ -243,6 +247,20 @@ class DRM(Remedy):
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
         made = fork(kit).eval()
         return made if self.steer == "none" else DRMOnline(made, self.steer, self.steering)
+
+
+def _check_alike(parts: Mapping[str, Data]) -> None:
+    """Samples of all domains go through the encoder as one batch."""
+    kinds = {
+        name: [(leaf, t.dtype, tuple(t.shape[1:])) for leaf, t in named_leaves(part.fetch(torch.arange(1)).x, "x")]
+        for name, part in parts.items()
+    }
+    first = next(iter(kinds))
+    for name, kind in kinds.items():
+        if kind != kinds[first]:
+            raise InputError(
+                f"samples of parts.{name} are {kind}, those of parts.{first} {kinds[first]}; give all domains one shape"
+            )
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ with R a fixed random normal matrix. A domain is a bundle (sum of v) for each of
     s_g = cos(v, bundle_g),   domain = that of argmax_g s_g,   new  <=>  max_g s_g < threshold of that domain
 
 with the threshold at a quantile (5 %) of the domain's own scores, each sample compared with bundles that it is left out
-of. In `observe`, a batch is new when at least `alarm` of its samples are. The labels of new batches are collected; at
-`shots` of them the model grows: perceptrons of one to three layers between `band * most` and `most` parameters are
-ranked without training, by `proxies` (`homeostat.nn.zero_cost`: activation patterns, gradient flow). The best is
-trained on these few features, and stored with the domain's bundles and threshold. Each sample goes to the adaptor of
-its own nearest domain, the source's to the network's own head. Adaptors never change again, so that nothing is
-forgotten but for samples that the bundles of a newer domain draw to themselves.
+of. Samples that are nearer to a domain from before do not count, as they are never held against this threshold and
+would only draw it down. In `observe`, a batch is new when at least `alarm` of its samples are. The labels of new
+batches are collected; at `shots` of them the model grows: perceptrons of one to three layers between `band * most` and
+`most` parameters are ranked without training, by `proxies` (`homeostat.nn.zero_cost`: activation patterns, gradient
+flow). The best is trained on these few features, and stored with the domain's bundles and threshold. Each sample goes
+to the adaptor of its own nearest domain, the source's to the network's own head. Adaptors never change again, so that
+nothing is forgotten but for samples that the bundles of a newer domain draw to themselves.
 
 Everything that grows lies in `carry`: bundles as whole numbers `[groups, D]`, adaptors in full precision. `forward`
 costs one pass and D x d multiply-adds a sample. R is drawn from the seed and not saved.
@@ -65,10 +66,10 @@ from homeostat.core.tree import Tree
 from homeostat.core.world import World
 from homeostat.fit.training import Recipe, train
 from homeostat.nn.banks import Ring
-from homeostat.nn.hyperdimensional import hypervectors, pack_signs, projection, similarity, unpack_signs
+from homeostat.nn.hyperdimensional import bundled, hypervectors, projection, similarity, unpack_signs
 from homeostat.nn.mlp import MLP
 from homeostat.nn.optimizers import Adam
-from homeostat.nn.zero_cost import activation_diversity, best_by_rank, candidates, gradient_flow
+from homeostat.nn.zero_cost import activation_diversity, best_by_rank, candidates, gradient_flow, layers_of, perceptron
 
 Proxy = Literal["synflow", "naswot"]
 _KIT = ("mean", "scale", "bundle", "domain", "threshold")
@@ -180,7 +181,8 @@ class EAROnline(Online):
         for i, (weight, bias) in enumerate(self._trained(domain, x, labels, classes)):
             self.carry[f"adaptor.{domain}.{i}.weight"], self.carry[f"adaptor.{domain}.{i}.bias"] = weight, bias
         vectors = hypervectors(features, self.carry["mean"], self.matrix.to(features.device))
-        bundle, threshold = bundled(vectors, labels, self.quantile, self.carry["bundle"].dtype == torch.uint8)
+        elsewhere, bits = similarity(vectors, self._stored()).amax(1), self.carry["bundle"].dtype == torch.uint8
+        bundle, threshold = bundled(vectors, labels, self.quantile, bits, elsewhere)
         own = torch.full((len(bundle),), domain, device=bundle.device)
         self.carry["bundle"] = torch.cat([self.carry["bundle"], bundle])
         self.carry["domain"] = torch.cat([self.carry["domain"], own])
@@ -208,41 +210,6 @@ class EAROnline(Online):
         with torch.no_grad():
             known = {"synflow": lambda: gradient_flow(layers), "naswot": lambda: activation_diversity(layers, x[:64])}
             return [known[name]() for name in self.proxies]
-
-
-def layers_of(net: MLP) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases of a perceptron, from the first layer to the last."""
-    return [(layer.weight, layer.bias) for layer in net.modules() if isinstance(layer, nn.Linear)]
-
-
-def perceptron(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """Outputs of linear layers with ReLU between them."""
-    for i, (weight, bias) in enumerate(layers):
-        x = F.linear(x.relu() if i else x, weight, bias)
-    return x
-
-
-def bundled(vectors: Tensor, labels: Tensor, quantile: float, bits: bool = False) -> tuple[Tensor, Tensor]:
-    """A bundle for each class that has samples, and a quantile of the samples' scores, each left out of its own.
-
-    With `bits` a bundle is stored by its signs alone, and the scores are those of the signs.
-    """
-    present = labels.unique()
-    own = (labels[:, None] == present).int()
-    # Sums of signs are whole numbers far below 2^24, so float products are exact.
-    bundle = own.float().T @ vectors.float()
-    dimension = vectors.shape[1]
-    if bits:
-        signs = torch.where(bundle >= 0, 1.0, -1.0)
-        # Without its own vector a sum of +1 or 0 that the vector had a part in may change its sign.
-        held, sign = bundle[own.argmax(1)], vectors.float()
-        left = (sign * torch.where(held - sign >= 0, 1.0, -1.0)).sum(1, keepdim=True) / dimension
-        scores = torch.where(own.bool(), left, sign @ signs.T / dimension)
-        return pack_signs(signs.to(torch.int8)), scores.amax(1).quantile(quantile)
-    dots = vectors.float() @ bundle.T
-    squared = bundle.square().sum(1) - own * (2 * dots - dimension)
-    scores = (dots - own * dimension) / (dimension * squared.clamp(min=1.0)).sqrt()
-    return bundle.to(torch.int32), scores.amax(1).quantile(quantile)
 
 
 @dataclass(frozen=True)

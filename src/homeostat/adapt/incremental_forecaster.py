@@ -2,8 +2,8 @@
 
 The plain way to keep a forecaster up to date, and the baseline of the study on liquid networks for link loads: predict,
 store the truth when it arrives, and every P samples train the network on the last `window` of them. Targets come in
-`batch.y`; a sample whose target is not known (NaN, or -100 for classes) is predicted and not stored. What a refit costs
-is `recipe.epochs` passes over the window; between refits a prediction costs one pass.
+`batch.y`; a sample whose target is not known (NaN, or -100 for classes) is predicted and not stored. A prediction costs
+a pass, and learning `epochs` passes and backward passes over the window every P samples: by default 30 passes a sample.
 
     window <- last `window` labelled samples
     when P labelled samples have come since the last refit:  theta <- train(theta, window)
@@ -40,7 +40,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from homeostat.adapt.rows import as_rows, as_tree
 from homeostat.core.data import Batch, Tensors
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Online
@@ -53,7 +52,7 @@ from homeostat.core.tree import Tree
 from homeostat.core.world import World
 from homeostat.fit.objective import Supervised
 from homeostat.fit.training import Recipe, train
-from homeostat.nn.banks import Ring
+from homeostat.nn.banks import Ring, as_rows, as_tree
 from homeostat.nn.optimizers import Adam
 
 
@@ -151,7 +150,7 @@ class IncrementalForecaster(Remedy):
         paper="Liquid networks against incremental learning for link-load prediction",
         handles=frozenset({"covariate", "concept"}),
         needs=frozenset({"model.parameters"}),
-        passes=16.0,
+        passes=31.0,
     )
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:

@@ -146,7 +146,7 @@ class Loki(Remedy):
     card: ClassVar[Card] = Card(
         id="S182",
         paper="Roberts et al., Geometry-Aware Adaptation for Pretrained Models, NeurIPS 2023",
-        handles=frozenset({"novel-class", "label"}),
+        handles=frozenset({"novel-class"}),
     )
 
     def __post_init__(self) -> None:

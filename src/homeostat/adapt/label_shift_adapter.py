@@ -23,7 +23,8 @@ since an estimate from corrected ones would confirm itself. When pi_s is balance
 degree means nothing; then nothing is trained and z = uncorrected + log pi - log pi_s.
 
 The paper's numbers are not public in detail; width, epochs and learning rate are ours, as are the scale a of a class's
-weights in place of new ones (which keeps the MLP small) and the start at Bayes' correction. It costs no pass.
+weights in place of new ones (which keeps the MLP small) and the start at Bayes' correction. pi_s is that of the known
+labels of the source and one more of every class. It costs no pass.
 
 It fails where the new balance is not on the path: when one class of middling rank takes over, the degree stays near 0,
 and the correction is that for balanced classes. Use `PriorCorrection(rule="add")` there.

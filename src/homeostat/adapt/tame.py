@@ -23,8 +23,9 @@ stays there, and learning goes on with the others, which recovers what was lost.
 non-zero numbers.
 
 BatchNorm keeps the statistics it came with, so give networks with GroupNorm or none. The published summary leaves all
-constants open: z = 3, q = 0.9, patience 3, grace 20, 500 samples in the reservoir and Adam 1e-3 are ours. A batch costs
-two passes to answer, a pass and a half more to learn, per network; memory grows by one network a task, up to `experts`.
+constants open: z = 3, q = 0.9, patience 3, grace 20, 500 samples in the reservoir and Adam 1e-3 are ours. It costs two
+passes to answer; with labels four more, and those of the selector: three for each of the `replay` samples of a batch.
+Memory grows by one network a task, up to `experts`.
 
 It fails on drift that is slow against q: the band follows, no alarm comes, and one expert forgets as it learns. Tasks
 whose inputs look alike (permuted labels) have experts that the selector cannot tell apart. Batches that mix tasks teach
@@ -56,22 +57,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from homeostat.adapt.rows import as_rows, as_tree
 from homeostat.core.data import Batch
-from homeostat.core.errors import ModelError
-from homeostat.core.fork import fork
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Online
-from homeostat.core.part import replace
 from homeostat.core.random import generator
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction, Index, NonNegative
-from homeostat.core.taps import head
 from homeostat.core.task import Classify, Task
 from homeostat.core.tree import Tree, map_tree
 from homeostat.core.world import World
-from homeostat.nn.banks import Reservoir, Ring
+from homeostat.nn.banks import Reservoir, Ring, as_rows, as_tree
 from homeostat.nn.mlp import MLP as MLP
+from homeostat.nn.new_head import with_new_head
 from homeostat.nn.optimizers import Adam, Optimizer
 from homeostat.nn.thinning import thin
 
@@ -106,7 +103,7 @@ class TAMEOnline(Online):
         self.task, self.optimizer, self.z, self.smooth = task, optimizer, z, smooth
         self.patience, self.grace, self.largest = patience, grace, largest
         self.capacity, self.replay, self.prune, self.ramp, self.seed = capacity, replay, prune, ramp, seed
-        self.selector = selector_of(self.model, largest)
+        self.selector = with_new_head(self.model, largest)
         self.begin()
 
     def begin(self) -> None:
@@ -257,25 +254,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def selector_of(model: nn.Module, experts: int) -> nn.Module:
-    """The network with a last linear layer for experts, which starts at 0.
-
-    Raises:
-        ModelError: what the network gives does not come from its last linear layer as `[batch, outputs]`.
-    """
-    made, name = fork(model, own="*"), head(model)
-    old = made.get_submodule(name)
-    if not isinstance(old, nn.Linear):
-        raise ModelError(f"the last layer {name!r} is a {type(old).__name__}; a linear one is wanted")
-    new = nn.Linear(old.in_features, experts).to(old.weight)
-    nn.init.zeros_(new.weight)
-    nn.init.zeros_(new.bias)
-    if not name:
-        return new
-    replace(made, name, new)
-    return made
-
-
 @dataclass(frozen=True)
 class TAME(Remedy):
     """Experts that come and return on a jump of the loss.
@@ -309,7 +287,7 @@ class TAME(Remedy):
         paper="Zhu et al., TAME: Task Agnostic Continual Learning Using Multiple Experts, CVPR Workshops 2024",
         handles=frozenset({"tasks", "concept"}),
         needs=frozenset({"model.linear"}),
-        passes=5.0,
+        passes=9.0,
     )
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:

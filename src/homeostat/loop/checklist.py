@@ -2,7 +2,7 @@
 
 | practice | check | what it does |
 |---|---|---|
-| data validation | schema | shapes, dtypes, ranges and labels of what comes now are those from before |
+| data validation | schema | shapes, dtypes and ranges of what comes now are those from before |
 | | finite | nothing that comes is NaN or infinite |
 | drift monitoring | drift | `ShiftKind` on what comes now; a change of inputs, order, groups or rule, or a new class |
 | | balance | the same probe; a change of the class balance |
@@ -131,4 +131,6 @@ def _checked(name: str, practice: str, check: Callable[[Audited], tuple[bool, st
         good, said = check(seen)
     except HomeostatError as error:
         return Check(name, practice, "not checked", str(error))
+    except Exception as error:  # one network that cannot be computed must not keep the other checks from being made
+        return Check(name, practice, "not checked", f"it broke off: {type(error).__name__}: {error}".splitlines()[0])
     return Check(name, practice, "pass" if good else "fail", said)

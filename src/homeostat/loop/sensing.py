@@ -107,13 +107,14 @@ class Process(Spec):
             m = len(sensor.reads)
             if not m or len(sensor.error) != m or any(len(row) != m for row in sensor.error):
                 raise SpecError(f"Process.sensors[{i}].error is not {m} x {m}, as many as the sensor gives numbers")
-        for name, matrix in [
-            ("noise", self.noise),
-            *((f"sensors[{i}].error", s.error) for i, s in enumerate(self.sensors)),
-        ]:
+        errors = [(f"sensors[{i}].error", s.error) for i, s in enumerate(self.sensors)]
+        for name, matrix in [("noise", self.noise), *errors]:
             value = _matrix(matrix)
-            if not torch.equal(value, value.T) or float(torch.linalg.eigvalsh(value).min()) < 0:
+            if not torch.equal(value, value.T) or not float(least := torch.linalg.eigvalsh(value).min()) >= 0:
                 raise SpecError(f"Process.{name} is no covariance: it is not symmetric, or negative somewhere")
+            if name != "noise" and float(least) == 0:
+                # What a sensor without errors saw twice would have no likelihood.
+                raise SpecError(f"Process.{name} is singular; give a sensor without errors a small one, such as 1e-9")
 
 
 @dataclass(frozen=True)

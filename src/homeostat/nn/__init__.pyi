@@ -1,6 +1,13 @@
 from .augment import RandomViews as RandomViews
 from .augmix import AugMix as AugMix
-from .banks import Balanced as Balanced, Bank as Bank, Reservoir as Reservoir, Ring as Ring
+from .banks import (
+    Balanced as Balanced,
+    Bank as Bank,
+    Reservoir as Reservoir,
+    Ring as Ring,
+    as_rows as as_rows,
+    as_tree as as_tree,
+)
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .destroy import (
     Destroyed as Destroyed,
@@ -46,6 +53,7 @@ from .losses import (
 from .low_rank_layers import correction as correction, low_rank as low_rank, new_factors as new_factors
 from .minilm import MiniLM as MiniLM
 from .mlp import MLP as MLP
+from .new_head import with_new_head as with_new_head
 from .normalized import Normalized as Normalized
 from .norms import (
     BlendedBatchNorm as BlendedBatchNorm,
@@ -76,6 +84,7 @@ from .restoring import (
 from .sharpness import worst_nearby as worst_nearby
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
+from .temperature import honest_scale as honest_scale
 from .transformers_models import Transformers as Transformers
 from .unrolled import Denoiser as Denoiser, Unrolled as Unrolled
 from .views import view_outputs as view_outputs

@@ -3,6 +3,7 @@
 Rows are named tensors `[n, ...]` of one length (`{"x": images, "label": ids}`); what a bank holds lies in a `Bag`,
 below a prefix, so that it is saved, restored and moved with everything else there. A bank itself has no state. A bag
 that never saw a row is an empty bank. What `rows` returns may be a view: use it before the next row is added.
+Samples of any structure become rows, and rows samples, by `as_rows` and `as_tree`.
 
 - `Ring`: the last `capacity` rows.
 - `Reservoir`: a uniform sample of all rows seen (algorithm R): row i takes a free place, or with probability
@@ -18,6 +19,9 @@ that never saw a row is an empty bank. What `rows` returns may be a view: use it
 ...     ring.add(bag, {"x": torch.arange(start, start + 2)})
 >>> ring.rows(bag)["x"], ring.seen(bag)
 (tensor([1, 2, 3]), 4)
+>>> rows = as_rows({"a": torch.ones(2), "b": (torch.zeros(2),)}, "x")
+>>> list(rows), as_tree({"a": torch.ones(1), "b": (torch.ones(1),)}, "x", rows)
+(['x.x.a', 'x.x.b.0'], {'a': tensor([1., 1.]), 'b': (tensor([0., 0.]),)})
 
 References: Vitter, Random sampling with a reservoir, 1985; Yuan, Xie, Li, Robust test-time adaptation in dynamic
 scenarios, CVPR 2023.
@@ -36,6 +40,7 @@ from torch import Tensor
 
 from homeostat.core.errors import InputError
 from homeostat.core.online import Bag
+from homeostat.core.tree import Tree, map_tree, named_leaves
 
 Rows = Mapping[str, Tensor]
 
@@ -214,3 +219,14 @@ class Balanced(Bank):
     def _score(self, item: list[Any]) -> float:
         age = self.timeliness / (1 + math.exp(-item[2] / self.capacity))
         return age + self.uncertainty * item[1] / math.log(self.classes)
+
+
+def as_rows(tree: Tree, prefix: str) -> dict[str, Tensor]:
+    """The leaves of a tree by name, below a prefix."""
+    return {f"{prefix}.{name}": leaf for name, leaf in named_leaves(tree, prefix)}
+
+
+def as_tree(like: Tree, prefix: str, rows: Rows) -> Any:
+    """The tree that rows were made of, in the structure of `like`."""
+    names = iter([name for name, _ in named_leaves(like, prefix)])
+    return map_tree(lambda _: rows[f"{prefix}.{next(names)}"], like)

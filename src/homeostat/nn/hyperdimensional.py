@@ -61,3 +61,39 @@ def unpack_signs(packed: UInt8[Tensor, "batch bytes"], dimension: int) -> Int8[T
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=packed.device)
     on = (packed[:, :, None].bitwise_and(weights) > 0).flatten(1)[:, :dimension]
     return on.to(torch.int8).mul_(2).sub_(1)
+
+
+def bundled(
+    vectors: Int8[Tensor, "n dimension"],
+    labels: Tensor,
+    quantile: float,
+    bits: bool = False,
+    elsewhere: Float[Tensor, " n"] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A bundle for each class that has samples, and a quantile of the samples' scores, each left out of its own.
+
+    With `bits` a bundle is stored by its signs alone, and the scores are those of the signs. The quantile is of the
+    samples that score at least as high as `elsewhere`, in the domains before; of all, if none does.
+    """
+
+    def limit(scores: Tensor) -> Tensor:
+        best = scores.amax(1)
+        mine = best if elsewhere is None else best[best >= elsewhere]
+        return (mine if len(mine) else best).quantile(quantile)
+
+    present = labels.unique()
+    own = (labels[:, None] == present).int()
+    # Sums of signs are whole numbers far below 2^24, so float products are exact.
+    bundle = own.float().T @ vectors.float()
+    dimension = vectors.shape[1]
+    if bits:
+        signs = torch.where(bundle >= 0, 1.0, -1.0)
+        # Without its own vector a sum of +1 or 0 that the vector had a part in may change its sign.
+        held, sign = bundle[own.argmax(1)], vectors.float()
+        left = (sign * torch.where(held - sign >= 0, 1.0, -1.0)).sum(1, keepdim=True) / dimension
+        scores = torch.where(own.bool(), left, sign @ signs.T / dimension)
+        return pack_signs(signs.to(torch.int8)), limit(scores)
+    dots = vectors.float() @ bundle.T
+    squared = bundle.square().sum(1) - own * (2 * dots - dimension)
+    scores = (dots - own * dimension) / (dimension * squared.clamp(min=1.0)).sqrt()
+    return bundle.to(torch.int32), limit(scores)

@@ -9,7 +9,7 @@
 Both grow with size, so they are only compared among networks of similar numbers of parameters: `candidates` gives those
 perceptrons of one to three layers whose parameters lie in a band. Networks are lists of `(weight, bias)`, ReLU between.
 
->>> candidates(inputs=16, classes=3, most=400, band=0.7)
+>>> candidates(inputs=16, classes=3, most=400, band=0.5)
 [(16, 16, 3), (16, 8, 8, 3)]
 
 References: Mellor et al., Neural architecture search without training, ICML 2021; Tanaka et al., Pruning neural
@@ -22,8 +22,9 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 WIDTHS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -78,3 +79,15 @@ def best_by_rank(scores: Sequence[Sequence[float]]) -> int:
     table = torch.tensor(scores, dtype=torch.float64)
     ranks = (table[:, None] < table[None]).sum(1)  # how many are better
     return int(ranks.sum(1).argmin())
+
+
+def layers_of(net: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Weights and biases of a perceptron, from the first layer to the last."""
+    return [(layer.weight, layer.bias) for layer in net.modules() if isinstance(layer, nn.Linear)]
+
+
+def perceptron(layers: Layers, x: Float[Tensor, "batch inputs"]) -> Tensor:
+    """Outputs of linear layers with ReLU between them."""
+    for i, (weight, bias) in enumerate(layers):
+        x = F.linear(x.relu() if i else x, weight, bias)
+    return x

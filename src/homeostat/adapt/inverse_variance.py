@@ -1,4 +1,7 @@
-"""Merging predictions that come with their uncertainty, and making logits honest about it.
+"""Merging predictions that come with their uncertainty: the surer counts more.
+
+Of paths k with predictions mu_k and deviations sigma_k, weights are proportional to 1 / sigma_k^2, which gives the
+smallest variance where errors are independent; that of the merged prediction takes their correlation into account.
 
 >>> mu, sigma = torch.tensor([[[0.0]], [[3.0]]]), torch.tensor([[[1.0]], [[2.0]]])
 >>> found = merge_paths(mu, sigma, torch.eye(2))
@@ -51,18 +54,3 @@ def merge_paths(
     variance = torch.einsum("i...,ij,j...->...", scaled, correlation.to(sigma), scaled).clamp(min=0)
     epistemic = mu.var(0, correction=min(1, len(mu) - 1))
     return Merged((weights * mu).sum(0), variance, epistemic, weights)
-
-
-def honest_scale(
-    logits: Float[Tensor, "batch classes"], labels: Tensor, low: float = 0.05, high: float = 20.0
-) -> float:
-    """The factor of logits with the lowest cross-entropy, within bounds. Its slope grows, so bounds are halved."""
-
-    def slope(scale: float) -> float:
-        expected = ((logits * scale).softmax(1) * logits).sum(1)
-        return float((expected - logits[torch.arange(len(labels)), labels]).mean())
-
-    for _ in range(40):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return (low * high) ** 0.5
