@@ -1,6 +1,6 @@
 """A data set by name with a shift on it: augmented training data, colored images, for files.
 
-    data: {Shifted: {of: {FashionMNIST: {split: train, stop: 10000}}, by: {Rotate: {degrees: 15, jitter: true}}, copies: 3}}
+    data: {Shifted: {of: {FashionMNIST: {split: train}}, by: {Rotate: {degrees: 15, jitter: true}}, copies: 3}}
 
 What is random is drawn when it is read, from `seed`. With `copies` each sample comes that many times, changed anew
 each time; an epoch over three copies sees what three epochs of fresh augmentation would.
