@@ -41,9 +41,11 @@ CHANGES = (
     Corrupt("speckle_noise", 3), Corrupt("gaussian_blur", 3), Corrupt("brightness", 3),
 )  # fmt: skip
 AUGMENTED = PLAIN.replace(data=Shifted(of=TRAIN, by=Mixed(CHANGES), copies=3), recipe=RECIPE.replace(epochs=1))
+# Without ColoredMNIST's noise in the labels, under which a network reads nothing but color, and no method moves it.
+COLOR, BROKEN = SpuriousColor(0.9, noise=0.0), SpuriousColor(0.1, noise=0.0)
 COLORED = Network(
     layout={"ResNet": {**LAYOUT, "in_channels": 3, "classes": 2}},
-    data=Shifted(of=TRAIN, by=SpuriousColor(0.9)), recipe=RECIPE,
+    data=Shifted(of=TRAIN, by=COLOR), recipe=RECIPE,
 )  # fmt: skip
 NOISE, CONTRAST, BLUR = (Corrupt(name, 5) for name in ("gaussian_noise", "contrast", "motion_blur"))
 RATES, STEPS = (1e-4, 1e-3, 1e-2), (1, 2, 3)
@@ -215,26 +217,29 @@ METHODS: Mapping[str, Remedy] = {
     ours="source", baseline="best method", metric="smallest of the gains under four kinds of shift", least=0.0,
     tier="three minutes", data=DATA, tuned=NOTHING,
     shrunk=f"{SHRUNK} of 50, and another on 4,000 colored ones; 300 images of each kind, "
-    "defaults in place of an oracle's choice",
+    "colors without noise in the labels, defaults in place of an oracle's choice",
 )  # fmt: skip
 def no_winner(run: Run, test: Data) -> dict[str, float]:
     grey, colored, (before, parts) = PLAIN.build(run), COLORED.build(run), _drawn(run, test, 300)
-    worlds = World(source=before), World(source=SpuriousColor(0.9)(before, run=run))
+    worlds = World(source=before), World(source=COLOR(before, run=run))
     cases = [
         (grey, worlds[0], NOISE(parts[0], run=run)),
         (grey, worlds[0], LabelShift(concentration=0.1, size=300)(test.shuffle(run.rng("pool"))[1000:], run=run)),
         (grey, worlds[0], ChunkedOrder(0.1)(parts[1], run=run)),
-        (colored, worlds[1], SpuriousColor(0.1)(parts[2], run=run)),
+        (colored, worlds[1], BROKEN(parts[2], run=run)),
     ]
     frozen = [_accuracy(net, stream) for net, _, stream in cases]
-    least = {
-        name: min(
+    found = {
+        name: [
             _accuracy(method(net, world, run=run), stream) - base
             for (net, world, stream), base in zip(cases, frozen, strict=True)
-        )
+        ]
         for name, method in METHODS.items()
     }
-    return {"source": 0.0, "best method": max(least.values()), **least}
+    kinds = ("noise", "label shift", "correlated", "color")
+    shown = {f"most gained under {kind}": max(gains[i] for gains in found.values()) for i, kind in enumerate(kinds)}
+    least = {name: min(gains) for name, gains in found.items()}
+    return {"source": 0.0, "best method": max(least.values()), **shown, **least}
 
 
 @claim(
