@@ -249,7 +249,7 @@ def test_what_makes_no_sense_is_refused(make: Any, said: str) -> None:
 
 
 def test_suites_that_ship_are_read_and_a_wrong_name_is_helped() -> None:
-    assert {"tta-small", "loop-small", "corruption-small"} <= set(shipped())
+    assert {"tta-small", "ttab-small", "loop-small", "corruption-small"} <= set(shipped())
     for name in shipped():
         assert open_suite(name).name == name and open_suite(name).seeds >= 5
     with pytest.raises(MissingPart, match="Did you mean 'tta-small'"):

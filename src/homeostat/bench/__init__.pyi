@@ -8,6 +8,7 @@ from .comparisons import (
     ranked as ranked,
 )
 from .entrants import Entrant as Entrant, Named as Named
+from .episodes import EpisodicGrid as EpisodicGrid
 from .looped import Looped as Looped
 from .page import write_page as write_page
 from .protocols import (
@@ -18,6 +19,7 @@ from .protocols import (
     MixedStream as MixedStream,
     PhaseReset as PhaseReset,
     Protocol as Protocol,
+    Tries as Tries,
 )
 from .refitted import Refitted as Refitted
 from .results import Measured as Measured, Result as Result, Results as Results

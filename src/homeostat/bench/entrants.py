@@ -81,10 +81,12 @@ class Named(Entrant):
     Attributes:
         name: in tables.
         entrant: a remedy or another entrant.
+        whole: only under protocols that never reset.
     """
 
     name: str = ""
     entrant: Remedy | Entrant | None = None
+    whole: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,7 +97,7 @@ class Named(Entrant):
         return self.name
 
     def fits(self, protocol: Protocol) -> bool:
-        return fits(self.entrant, protocol)
+        return fits(self.entrant, protocol) and (protocol.whole or not self.whole)
 
     def answer(
         self, opened: Opened, pieces: Sequence[Data], protocol: Protocol, reads: frozenset[str], run: Run

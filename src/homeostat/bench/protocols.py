@@ -9,7 +9,7 @@ anything is learnt from it; `Episodic` with `select="oracle"` is the exception, 
 - `Continual`: phases one after another, nothing is ever reset.
 - `Episodic`: everything is dropped before each batch, which is then seen `steps` times. `select` says which of its
   answers counts: the last; the one with the least mean entropy, a rule that needs no labels; or the best by its labels,
-  ties broken by their cross-entropy, which is an upper bound.
+  ties broken by their cross-entropy, which is an upper bound. `EpisodicGrid` selects among several settings' answers.
 - `MixedStream`: samples of all phases shuffled together.
 - `CorrelatedStream`: within a phase, samples of a class come together.
 - `BatchOfOne`: as `Continual`, one sample at a time.
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import Batch, Data, Joined, revealed
-from homeostat.core.errors import MissingPart
+from homeostat.core.errors import MissingPart, SpecError
 from homeostat.core.fork import fork, unwrap
 from homeostat.core.online import Online
 from homeostat.core.place import device_of
@@ -132,6 +132,17 @@ class BatchOfOne(Protocol):
     batch: Count = 1
 
 
+class Tries(nn.Module):
+    """Networks among whose answers `Episodic` selects; its `forward` is that of the first."""
+
+    def __init__(self, nets: Iterable[Online]):
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Any) -> Any:
+        return self.nets[0](x)
+
+
 @dataclass(frozen=True)
 class Episodic(Protocol):
     """A reset before every batch, which is then seen `steps` times.
@@ -139,25 +150,36 @@ class Episodic(Protocol):
     Attributes:
         steps: how often; the answer of a method that learns after it answers is then after `steps - 1` updates.
         select: which answer counts.
+        skip: so many of the first answers cannot be selected. TTAB's oracle over n steps chooses among the answers
+            after 1 to n updates: `steps` n + 1, `skip` 1.
     """
 
     whole: ClassVar[bool] = False
 
     steps: Count = 5
     select: Literal["last", "unlabelled", "oracle"] = "last"
+    skip: Index = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.skip >= self.steps:
+            raise SpecError(f"Episodic skips {self.skip} of {self.steps} answers; at least one has to stay").at("skip")
 
     def _piece(self, model: nn.Module, piece: Data, reads: frozenset[str], task: Task, run: Run) -> Outputs:
         net = unwrap(model)
-        if not isinstance(net, Online):
+        if not isinstance(net, Online | Tries):
             return super()._piece(model, piece, reads, task, run)
         if "features" in reads:
             raise MissingPart("Episodic keeps no features; leave out probes that read them")
         net, rows = fork(net, own="*"), list[Outputs]()
+        nets: list[Any] = list(net.nets) if isinstance(net, Tries) else [net]
         for step, batch in enumerate(piece.batches(self.batch)):
             shown = batch.replace(y=shown_labels(batch, self.labels, run, step))
             shown, batch = shown.to(device_of(net)), batch.to(device_of(net))
-            net.reset()
-            tries = [net.observe(shown) for _ in range(self.steps)]
+            tries = list[Any]()
+            for one in nets:
+                one.reset()
+                tries += [one.observe(shown) for _ in range(self.steps)][self.skip :]
             out = tries[-1] if self.select == "last" else self._best(tries, batch, task)
             task.check(out, batch.y)
             x = batch.x if "x" in reads else None

@@ -25,6 +25,7 @@ from .reader import (
     Reader as Reader,
     below as below,
 )
+from .shifted import Shifted as Shifted
 from .sources import as_reader as as_reader
 from .strings import Strings as Strings
 from .tables import Table as Table, TableEncoding as TableEncoding, frame as frame
