@@ -130,12 +130,6 @@ def table() -> World:
     return World(source=source, target=target, held=held)
 
 
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "ShiftKind": ShiftKind(simulations=6)}
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6)}
-"""For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {"TIES": donors, "CEMA": with_a_cloud, "LabelShiftAdapter": skewed, "FeatureShift": table}
-
-
 def scans() -> World:
     """Undersampled frequencies of the small images."""
     return World(
@@ -146,9 +140,14 @@ def scans() -> World:
 
 MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
 """For remedies that take no classifier."""
-CHEAPER: dict[str, Any] = {"CoTTA": CoTTA(views=3), "ShiftKind": ShiftKind(simulations=6)}
+CHEAPER: dict[str, Any] = {
+    "CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6),
+}  # fmt: skip
 """For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {"TIES": donors, "FeatureShift": table, "ConditionalUnrolled": scans}
+WORLDS = {
+    "TIES": donors, "CEMA": with_a_cloud, "LabelShiftAdapter": skewed, "FeatureShift": table,
+    "ConditionalUnrolled": scans,
+}  # fmt: skip
 
 
 def cases(kind: type, made: dict) -> list:
