@@ -24,7 +24,7 @@ from homeostat.shift import Undersample
 RECIPE = Recipe(optimizer=Adam(lr=2e-3), schedule=Cosine(), epochs=6, batch=32, clip=1.0)
 DATA = (FashionMNIST("train", stop=10_000), FashionMNIST("test"))
 SHRUNK = (
-    "Fashion-MNIST at 28 x 28 with random columns, one in four, in place of scans; 1,500 training images, four turns "
+    "Fashion-MNIST at 28 x 28 with random columns, one in four, in place of scans; 1,200 training images, four turns "
     "of a prior of three convolutions; the loss is ours, as the paper's is not published in full"
 )
 
@@ -35,7 +35,7 @@ def _images(data: Data, run: Run, name: str, count: int) -> Data:
 
 
 def _trained(run: Run, train: Data, conditional: bool, augmented: float = 0.0) -> nn.Module:
-    images = _images(train, run, "train", 1500)
+    images = _images(train, run, "train", 1200)
     scans: Data = Undersample()(images, run=run)
     if augmented:
         levels = [augmented * i / 3 for i in range(4)]
