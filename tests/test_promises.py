@@ -157,13 +157,6 @@ WORLDS = {
     "LabelShiftAdapter": skewed,
     "TIES": donors,
 }
-    "CoTTA": CoTTA(views=3), "PETAL": PETAL(views=3), "MEMO": MEMO(views=2), "ShiftKind": ShiftKind(simulations=6),
-}  # fmt: skip
-"""For the strict device, on which each operation takes a hundred times longer."""
-WORLDS = {
-    "TIES": donors, "CEMA": with_a_cloud, "LabelShiftAdapter": skewed, "FeatureShift": table,
-    "ConditionalUnrolled": scans,
-}  # fmt: skip
 
 
 def cases(kind: type, made: dict) -> list:
