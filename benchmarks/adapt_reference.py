@@ -130,9 +130,6 @@ class FedCoTTA(CoTTAOnline, register=False):
 
 def whole_cotta_pair(folder: Path, views: int, sure: bool) -> tuple[Call, Call]:
     """Ours and theirs, each with views of its own making."""
-    for name in () if _ALIVE else ("nms", "qnms"):
-        _ALIVE.append(torch.library.Library(ns="torchvision", kind="FRAGMENT"))
-        _ALIVE[-1].define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
     sys.path.insert(0, str(folder / "cotta/cifar"))
     code = module(folder / "cotta/cifar/cotta.py", "authors_whole_cotta")
     transforms = code.transforms
@@ -141,17 +138,24 @@ def whole_cotta_pair(folder: Path, views: int, sure: bool) -> tuple[Call, Call]:
     code.transforms.RandomAffine = lambda resample, fillcolor, **options: transforms.RandomAffine(
         interpolation=transforms.InterpolationMode.BILINEAR, **options
     )
-    code.range = lambda count: range(views if count == 32 else count)
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
     net = network(torch.float32)
+    return CoTTA(views=views, threshold=0.0 if sure else 1.1)(net).observe, authors_cotta(code, net, views, sure)
+
+
+def authors_cotta(code: Any, net: nn.Module, views: int, sure: bool) -> Any:
+    """The authors' method over a copy of the network, with so many views, on the CPU."""
+    code.range = lambda count: range(views if count == 32 else count)
+    # They move what they draw to a GPU; here it stays.
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
     own = code.configure_model(copy.deepcopy(net))
-    theirs = code.CoTTA(
-        own, torch.optim.Adam(own.parameters(), 1e-3), mt_alpha=0.999, rst_m=0.01, ap=0 if sure else 1.1
-    )
-    return CoTTA(views=views, threshold=0.0 if sure else 1.1)(net).observe, theirs
+    adam = torch.optim.Adam(own.parameters(), 1e-3)
+    return code.CoTTA(own, adam, mt_alpha=0.999, rst_m=0.01, ap=0.0 if sure else 1.1)
 
 
-_ALIVE: list[Any] = []
+def declare_operators() -> None:
+    """Name the two operators without which a torchvision that does not fit the installed torch is not imported."""
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
 
 
 def cotta_pair(folder: Path | None, dtype: torch.dtype, views: int, sure: bool) -> tuple[Call, Call, Callable]:
@@ -167,18 +171,14 @@ def cotta_pair(folder: Path | None, dtype: torch.dtype, views: int, sure: bool) 
     code.get_tta_transforms = lambda: None
     masks: list[Tensor] = []
     code.torch = _Proxy(lambda shape: masks.pop(0))
-    code.range = lambda count: range(views if count == 32 else count)
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
-    own = code.configure_model(copy.deepcopy(net))
-    adam = torch.optim.Adam(own.parameters(), 1e-3)
-    theirs = code.CoTTA(own, adam, mt_alpha=0.999, rst_m=0.01, ap=0.0 if sure else 1.1)
+    theirs = authors_cotta(code, net, views, sure)
 
     def feed(given: list[Tensor], step: int) -> None:
         ours.stock, turn = iter(given[1:]), iter(given[1:])
         theirs.transform = lambda x: next(turn)
         chosen = ours.masks(step)
         # A number below the rate restores an element there.
-        masks[:] = [torch.where(chosen[name], 0.0, 1.0) for name, _ in own.named_parameters()]
+        masks[:] = [torch.where(chosen[name], 0.0, 1.0) for name, _ in theirs.model.named_parameters()]
 
     return ours.observe, theirs, feed
 
@@ -313,10 +313,13 @@ def main() -> None:
         print("no --reference: ours alone, beside a plain forward pass; ratio = forward / ours")
     images = noisy_images(max(options.batch) * (options.rounds + 1))
     if options.own_views:
+        if reference is None:
+            parser.error("--own-views compares with the authors' code; give --reference, too")
+        declare_operators()
         work = list(images[: options.batch[-1] * (min(options.rounds, 3) + 1)].split(options.batch[-1]))
         for sure in (False, True):
             title = f"CoTTA, own {options.views} views, {'anchor sure' if sure else 'unsure'}"
-            compare(title, whole_cotta_pair(reference, options.views, sure), work, None, True)  # type: ignore[arg-type]
+            compare(title, whole_cotta_pair(reference, options.views, sure), work, None, True)
         return
     fisher = images[:256]
     for dtype in (torch.float64, torch.float32):

@@ -25,12 +25,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
+import importlib
 import statistics
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,8 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from adapt_reference import declare_operators, stand_in
 
 from homeostat.adapt import EATA, LAME, RMT, ROID, BatchNormBlend, CoTTA, Source, Tent
 from homeostat.core.data import Data
@@ -85,13 +86,6 @@ def ours(remedy: Remedy, net: nn.Module, before: Data) -> Call:
     return call
 
 
-def stand_in(name: str, **content: Any) -> types.ModuleType:
-    made = types.ModuleType(name)
-    made.__dict__.update(content)
-    sys.modules[name] = made
-    return made
-
-
 class Encoder(nn.Module):
     """What goes into a network's last linear layer."""
 
@@ -109,16 +103,8 @@ class Encoder(nn.Module):
 
 def prepare_theirs(folder: Path, before: Data) -> None:
     """Make the collection's modules importable without its model zoo and its data sets."""
-    for name in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
-        KEPT.append(torch.library.Library(ns="torchvision", kind="FRAGMENT"))
-        KEPT[-1].define(name)
+    declare_operators()
     sys.path.insert(0, str(folder / "classification"))
-    stand_in("methods", __path__=[str(folder / "classification/methods")])
-    stand_in("models", __path__=[])
-    stand_in(
-        "models.model", ResNetDomainNet126=type("ResNetDomainNet126", (), {}),
-        split_up_model=lambda net, *_: (Encoder(net), net.get_submodule(head(net))),
-    )  # fmt: skip
     whole = before.load()
     samples = torch.utils.data.TensorDataset(whole.x, whole.labels)  # type: ignore[arg-type]
 
@@ -126,18 +112,23 @@ def prepare_theirs(folder: Path, before: Data) -> None:
         draws = torch.Generator().manual_seed(0)
         return samples, torch.utils.data.DataLoader(samples, batch_size, shuffle=True, generator=draws)
 
-    stand_in("datasets", __path__=[])
-    stand_in("datasets.data_loading", get_source_loader=loader)
-
-
-KEPT: list[Any] = []
-"""What must live as long as the process."""
+    contents: dict[str, dict[str, Any]] = {
+        "methods": {"__path__": [str(folder / "classification/methods")]},
+        "models": {"__path__": []},
+        "models.model": {
+            "ResNetDomainNet126": type("ResNetDomainNet126", (), {}),
+            "split_up_model": lambda net, *_: (Encoder(net), net.get_submodule(head(net))),
+        },
+        "datasets": {"__path__": []},
+        "datasets.data_loading": {"get_source_loader": loader},
+    }
+    sys.modules.update({name: stand_in(name, **content) for name, content in contents.items()})
 
 
 def theirs(folder: Path, name: str, net: nn.Module, place: Path) -> Call:
     _, module, cls = METHODS[name]
-    for loaded in [m for m in sys.modules if m == "conf"]:
-        del sys.modules[loaded]
+    # Its configuration is one global object, changed by whoever reads it last.
+    sys.modules.pop("conf", None)
     from conf import cfg  # type: ignore[import-not-found]
 
     config = folder / "classification/cfgs/cifar10_c" / f"{FILES.get(name, name.lower())}.yaml"

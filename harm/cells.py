@@ -32,10 +32,9 @@ def as_cells(results: Sequence[Result]) -> list[dict[str, Any]]:
         if r.entrant == "Looped":
             windows = [(*pair, _served(r, i)) for i, pair in enumerate(zip(r.windows, frozen[_where(r)], strict=True))]
             cell["loops"][name] = {**r.about, "windows": windows}
-    order = ("frozen", "EATA", "BatchNormBlend", "LAME", "PriorCorrection", "refit")
     for cell in made.values():
-        columns = cell["columns"]
-        cell["columns"] = {name: columns[name] for name in (*order, *columns) if name in columns}
+        # The suites come one after the other, so that a loop stands before the refit.
+        cell["columns"] = dict(sorted(cell["columns"].items(), key=lambda column: _place(column[0])))
     return list(made.values())
 
 
@@ -47,6 +46,10 @@ def _column(r: Result) -> str:
     if r.entrant == "Looped":
         return "loop, 16 labels" if "labels" in r.protocol else "loop, no labels"
     return {"Source": "frozen", "Refitted": "refit"}.get(r.entrant.partition("(")[0], r.entrant)
+
+
+def _place(column: str) -> int:
+    return 0 if column == "frozen" else 3 if column.startswith("loop") else 2 if column == "refit" else 1
 
 
 def _served(r: Result, window: int) -> str:

@@ -41,10 +41,10 @@ def back(problem):
     return problem.stream([(problem.CLEAN, 4), (problem.DARK, 14), (problem.CLEAN, 6)])
 
 
-def trace_of(problem, folder, stream, hedge: float):
+def trace_of(problem, folder, stream, hedge: float, simulate=()):
     plan = problem.PLAN.replace(hedge=hedge, anchor=1.0, monitor=Monitor(run_length=200, block=1))
     undoing = problem.Undoing()
-    with problem.loop(folder, problem.net, (undoing,), plan=plan) as loop:
+    with problem.loop(folder, problem.net, (undoing,), plan=plan, simulate=simulate) as loop:
         trace = loop.run(stream, labels=problem.WINDOW)
         return trace, problem.rows(loop, "commit"), problem.rows(loop, "window")
 
@@ -62,3 +62,12 @@ def test_the_first_windows_of_another_world_are_answered_by_the_deployed_network
     assert not any(said[step] for step in range(commit.step + 1, first)), "while the world stays, what helps answers"
     gained = [[e["accuracy"].value - e["frozen"].value for e in t][commit.step + 1 : first] for t in (hasty, careful)]
     assert gained[0] == gained[1] and sum(gained[0]) > 0
+
+
+def test_where_the_estimate_is_a_loss_no_other_evidence_is_needed(problem, back, tmp_path):
+    """At a hedge of 1e-12 no window is unlike enough; the remedy's own signs tell that it has nothing to undo."""
+    trace, (commit,), windows = trace_of(problem, tmp_path, back, 1e-12, problem.NEAR)
+    said = {row.step: row.content.get("hedged", "") for row in windows}
+    entry = list(trace)[18]
+    assert "seems to do harm" in said[18] and entry["accuracy"].value == entry["frozen"].value
+    assert not any(said[step] for step in range(commit.step + 1, 18))

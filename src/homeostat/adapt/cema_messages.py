@@ -104,6 +104,7 @@ class Message:
         for name, tensor in named.items():
             try:
                 check_finite(tensor, f"the message's {name}")
+            # Torch cannot even compare the smallest floats.
             except NotImplementedError:
                 raise InputError(f"the message's {name} is {tensor.dtype}, which cannot be computed with") from None
         return cls(int(about[2]), x, norm)

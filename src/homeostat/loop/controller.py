@@ -183,8 +183,7 @@ class Controller:
         if not estimate.known:
             return "the world changed, and nothing shows that it helps now"
         signs = Signs.of(window.own, window.seen, self.repertoire.normal)
-        gain = estimate.gain(signs)
-        low = gain - estimate.margin(signs)
+        gain, low = estimate.gain(signs), estimate.low(signs)
         return None if low >= 0 else f"the world changed, and its gain is estimated at {gain:+.1%}, at least {low:+.1%}"
 
     def _since(self) -> int:

@@ -181,6 +181,10 @@ class Estimate:
         variance = self._kernel(z, z)[0, 0] - k @ self._inverse @ k
         return self.q * float(variance.clamp(min=0).sqrt())
 
+    def low(self, signs: Signs) -> float:
+        """The lower bound of the gain, a fraction."""
+        return self.gain(signs) - self.margin(signs)
+
 
 _GRID = tuple(itertools.product((0.01, 0.1, 0.5), (0.0, 0.1, 0.5), (0.0, 0.1, 0.5), (0.7, 1.5)))
 

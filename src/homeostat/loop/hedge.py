@@ -5,7 +5,9 @@ answered before anything is learnt from it, and most of what a loop loses, it lo
 the deployed network is served, a window is looked at first. Its evidence e against being like those on which the
 commit was verified is the mean, over the monitor's detectors, of what each would make of a capital of 1 in this window
 alone: for a window of that world its mean is at most 1, and so e >= 1 / `hedge` has a probability of `hedge` at most.
-Then the deployed network answers, unless the estimate says that what is served helps here, too.
+Then the deployed network answers, unless the estimate says that what is served helps here, too. And it answers where
+the estimate of this window alone is a loss, whatever the evidence: a change of labels or of their order leaves few
+traces in one window, but a remedy that is for such a change shows by its own signs that it has none to work on.
 
 It costs no pass that would not be made anyway, but the answer waits for it.
 """
@@ -35,12 +37,11 @@ def doubt(plan: Plan, progress: Progress, repertoire: Repertoire, state: Bag, ou
     """
     if not plan.hedge or bool(torch.equal(out.argmax(-1), seen.logits.argmax(-1))):
         return ""
-    evidence = evidence_of_one(plan.monitor, seen, state)
-    if evidence < 1 / plan.hedge:
-        return ""
     estimate = repertoire.estimate(progress.served, progress.kinds)
-    if estimate.known:
-        signs = Signs.of(out, seen, repertoire.normal)
-        if estimate.gain(signs) >= estimate.margin(signs):
-            return ""
+    signs = Signs.of(out, seen, repertoire.normal)
+    if (gain := estimate.gain(signs)) < 0:
+        return f"what is served seems to do harm in it (a gain of {gain:+.1%} by its signs)"
+    evidence = evidence_of_one(plan.monitor, seen, state)
+    if evidence < 1 / plan.hedge or estimate.low(signs) >= 0:
+        return ""
     return f"the window is unlike those on which it was verified (evidence {evidence:.3g})"

@@ -33,8 +33,8 @@ class Plan(Spec):
         few: smallest share of the frozen network's predicted classes that a candidate may fall to.
         anchor: largest loss of accuracy on data from before that a commit may cost.
         hedge: while something else than the deployed network is served, a window that is unlike those on which it was
-            verified is answered by the deployed network: the probability, at most, that a window like them is, too. 0
-            never looks before it answers.
+            verified is answered by the deployed network: the probability, at most, that a window like them is, too. So
+            is one in which the estimate is a loss. 0 never looks before it answers.
         retry: windows after which a rejected trial is repeated while the alarm's cause stays; doubles each time.
         wait: windows for which predictions wait for labels; later labels are counted as lost.
         memory: windows whose inputs are kept, at least `trial`, which None means; a refit on labels that come late

@@ -66,8 +66,8 @@ def lead(stream: Stream, whole: Phase, found: Sequence[Phase], rows: Sequence[Ro
         )
     if hedged := sum(bool(row.content.get("hedged")) for row in rows if row.kind == "window"):
         said.append(
-            f"In {wording.several(hedged, 'window')}, unlike those on which what is served was verified, the network "
-            "as deployed answered instead."
+            f"In {wording.several(hedged, 'window')} a look before the answer gave reason to doubt what is served, and "
+            "the network as deployed answered instead."
         )
     said.append(f"At the end, {wording.called(_last_served(stream, rows))} was in service.")
     return said
