@@ -44,6 +44,7 @@ from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
+from homeostat.merge import Merge
 from homeostat.robust import PGD, TRADES, BatchPoisoning
 from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift, Undersample
 from homeostat.trust import RCT, RSCP
@@ -155,7 +156,7 @@ WORLDS = {
     "ConditionalUnrolled": scans,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
-    "TIES": donors,
+    **{cls.__name__: donors for cls in spec.registered(Merge)},
 }
 
 

@@ -12,17 +12,17 @@ With base weights theta_0 `[d]` and task vectors tau_t = theta_t - theta_0, t = 
     theta     = theta_0 + scale * tau
 
 Defaults are the paper's: density 0.2, scale 1. `scope="model"` trims over all weights together, as the paper does;
-`"tensor"` trims each tensor by itself, as mergekit does. Among entries of equal size the first in order of name and
+`"tensor"` trims each tensor by itself, as mergekit does. Among entries of equal size the first in order of tensor and
 index are kept, so that the share kept is exact and the same everywhere; `ties="all"` keeps all of them, as the
-official code does, which in half precision can be many more. Only floating parameters are merged: buffers (BatchNorm
-statistics, counters) stay the base's; recalibrate them afterwards.
+official code does, which in half precision can be many more. With weights w_t, entries are w_t tau'_t and the mean is
+weighted.
 
 It helps when tasks conflict in few weights. Where all tasks change all weights in conflict, it does no better than
 task arithmetic with a tuned scale.
 
 >>> base = {"w": torch.zeros(4)}
 >>> a, b = {"w": torch.tensor([3.0, 1.0, 0.0, 0.0])}, {"w": torch.tensor([-1.0, 2.0, 0.0, 0.5])}
->>> merge_ties(base, [a, b], density=0.5)["w"]
+>>> merge_weights(TIES(density=0.5), base, [a, b])["w"]
 tensor([3.0000, 1.5000, 0.0000, 0.0000])
 
 Reference: Yadav et al., TIES-Merging: Resolving Interference When Merging Models, NeurIPS 2023.
@@ -30,127 +30,53 @@ Reference: Yadav et al., TIES-Merging: Resolving Interference When Merging Model
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import annotated_types as at
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from homeostat.core.errors import CheckpointError, InputError, NonFiniteError
-from homeostat.core.fork import fork, matches
-from homeostat.core.method import Card, Remedy
+from homeostat.core.errors import InputError
+from homeostat.core.method import Card
 from homeostat.core.run import Run
 from homeostat.core.spec import Positive
-from homeostat.core.weights import as_weights
-from homeostat.core.world import World
+from homeostat.merge.election import Election, Vote
+from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
+from homeostat.merge.merging import Block, Each, Group, Merge, check_weights_of_donors
+from homeostat.merge.trimming import Kept, largest, trim
 
-
-def merge_ties(
-    base: Mapping[str, Tensor],
-    donors: Sequence[Mapping[str, Tensor]],
-    density: float = 0.2,
-    scale: float = 1.0,
-    scope: Literal["model", "tensor"] = "model",
-    ties: Literal["index", "all"] = "index",
-) -> dict[str, Tensor]:
-    """Merge donors into the base.
-
-    Args:
-        base: floating tensors by name.
-        donors: the same names and shapes; lazily read mappings are read a tensor at a time.
-        density: share of each task vector's entries kept, in (0, 1].
-        scale: of the merged task vector.
-        scope: trim over the whole model or within each tensor.
-        ties: among equal sizes keep the first by index, or all.
-
-    Returns:
-        Merged tensors by name, in the base's dtype; computed in float32 or wider.
-    """
-    names = list(base)
-    cuts = [_cuts(base, donor, names, density, scope, ties) for donor in donors]
-    majority: Tensor | None = None
-    merged: dict[str, Tensor] = {}
-    for final in (False, True):
-        # The sign of all elected signs together is needed for the entries whose vote is even.
-        votes = 0.0
-        for name in names:
-            trimmed = [_trim(_delta(base, d, name), cut[name], ties) for d, cut in zip(donors, cuts, strict=True)]
-            sign = torch.stack(trimmed).sum(0).sign()
-            if not final:
-                votes += float(sign.sum(dtype=torch.float64))
-                continue
-            sign = torch.where(sign == 0, majority, sign)  # type: ignore[arg-type]
-            total, count = torch.zeros_like(sign), torch.zeros_like(sign)
-            for vector in trimmed:
-                agrees = (vector.sign() == sign) & (vector != 0)
-                total += vector * agrees
-                count += agrees
-            wide = base[name].to(total.dtype) + scale * total / count.clamp(min=1)
-            merged[name] = wide.to(base[name].dtype)
-        majority = torch.tensor(votes).sign()
-    return merged
-
-
-def _delta(base: Mapping[str, Tensor], donor: Mapping[str, Tensor], name: str) -> Tensor:
-    wide = torch.promote_types(base[name].dtype, torch.float32)
-    return donor[name].to(base[name].device, wide) - base[name].to(wide)
-
-
-@dataclass
-class _Cut:
-    """Entries larger than `size` are kept, and the first `equal` of those that equal it."""
-
-    size: float
-    equal: int
-
-
-def _cuts(
-    base: Mapping[str, Tensor], donor: Mapping[str, Tensor], names: list[str], density: float, scope: str, ties: str
-) -> dict[str, _Cut]:
-    groups = [names] if scope == "model" else [[name] for name in names]
-    cuts: dict[str, _Cut] = {}
-    for group in groups:
-        sizes = torch.cat([_delta(base, donor, name).abs().flatten() for name in group])
-        keep = max(1, round(density * len(sizes)))
-        size = sizes.kthvalue(len(sizes) - keep + 1).values
-        left = keep - int((sizes > size).sum())
-        for name in group:
-            if ties == "all":
-                cuts[name] = _Cut(float(size), -1)
-                continue
-            equal = int((_delta(base, donor, name).abs() == size).sum())
-            cuts[name] = _Cut(float(size), min(left, equal))
-            left -= min(left, equal)
-    return cuts
-
-
-def _trim(vector: Tensor, cut: _Cut, ties: str) -> Tensor:
-    sizes = vector.abs()
-    if ties == "all":
-        return vector * (sizes >= cut.size)
-    equal = (sizes == cut.size).flatten()
-    kept = (sizes > cut.size).flatten() | (equal & (equal.cumsum(0) <= cut.equal))
-    return vector * kept.view_as(vector)
+Density = Annotated[float, at.Gt(0), at.Le(1)]
 
 
 @dataclass(frozen=True)
-class TIES(Remedy):
+class TIES(Merge):
     """Merges `world.models` (donors fine-tuned from the given model) into the given model.
 
     Attributes:
         density: share of each donor's changes kept, K / 100 of the paper.
+        densities: of each donor, in their order, in place of `density`.
+        weights: of the donors in their order; none are all 1, as in the paper.
         scale: of the merged task vector, the paper's lambda.
         scope: trim over the `"model"` (the paper) or each `"tensor"` (mergekit).
         ties: among changes of equal size keep the first by `"index"`, or `"all"` (the official code).
+        vote: elect signs by the `"mass"` of changes (the paper) or their `"count"`.
+        even: who wins an even vote: the `"majority"` of all elected signs (the official code), or the `"positive"`
+            (mergekit).
+        mean: average what agrees; else add it up.
         skip: globs of parameters that stay the base's, such as heads of other tasks.
     """
 
-    density: Annotated[float, at.Gt(0), at.Le(1)] = 0.2
+    density: Density = 0.2
+    densities: tuple[Density, ...] = ()
+    weights: tuple[float, ...] = ()
     scale: Positive = 1.0
     scope: Literal["model", "tensor"] = "model"
     ties: Literal["index", "all"] = "index"
+    vote: Vote = "mass"
+    even: Literal["majority", "positive"] = "majority"
+    mean: bool = True
     skip: tuple[str, ...] = ()
 
     card: ClassVar[Card] = Card(
@@ -158,34 +84,60 @@ class TIES(Remedy):
         needs=frozenset({"models.*", "model.parameters"}), passes=0.0,
     )  # fmt: skip
 
-    def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
-        skipped = matches(self.skip)
-        base = {n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)}
-        donors = {name: as_weights(donor) for name, donor in world.models.items()}
-        check_donors(base, donors)
-        merged = merge_ties(base, list(donors.values()), self.density, self.scale, self.scope, self.ties)
-        made = fork(model, own=set(merged))
-        with torch.no_grad():
-            for name, parameter in made.named_parameters():
-                if name in merged:
-                    parameter.copy_(merged[name])
-        return made
+    def check(self, donors: int) -> None:
+        check_weights_of_donors(self.weights, donors)
+        if self.densities and len(self.densities) != donors:
+            raise InputError(f"there are {len(self.densities)} densities for {donors} donors; give one each, or none")
+
+    def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> _Survey:
+        found = _Survey()
+        if groups and self.scope == "model":
+            found.kept = largest(groups, self._densities(groups[0]), self.ties, each)
+        return found
+
+    def constants(self, group: Group, survey: _Survey) -> _Constants:
+        if survey.kept is not None:
+            return _Constants(survey, survey.kept[group.name])
+        return _Constants(survey, largest([group], self._densities(group), self.ties, _one_by_one)[group.name])
+
+    def combine(self, block: Block, constants: _Constants) -> Tensor:
+        weights = check_weights_of_donors(self.weights, len(block.donors))
+        election = Election(block.base, self.vote)
+        for delta, kept, weight in zip(block.deltas(), constants.kept, weights, strict=True):
+            trimmed = trim(delta, kept, block.start)
+            election.add(trimmed if weight == 1 else trimmed.mul_(weight), weight)
+        merged, votes, even = election.result(constants.even, self.mean)
+        constants.survey.votes.append(votes)
+        if even and self.even == "majority":
+            constants.survey.open[block.group.name] = (block.group, constants)
+        return torch.add(block.base, merged, alpha=self.scale)
+
+    def settle(self, survey: _Survey) -> Iterator[tuple[Group, _Constants]]:
+        """Tensors with even votes, merged as if the majority were positive: again, where it is not."""
+        majority = (sum(survey.votes) > 0) - (sum(survey.votes) < 0)
+        if majority != 1:
+            for group, constants in list(survey.open.values()):
+                yield group, _Constants(survey, constants.kept, float(majority))
+
+    def _densities(self, group: Group) -> tuple[float, ...]:
+        return self.densities or (self.density,) * len(group.donors)
 
 
-def check_donors(base: Mapping[str, Tensor], donors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise one error that lists every donor tensor that is missing, of another shape or not finite."""
-    if not donors:
-        raise InputError("there are no donors to merge: World(models={'name': net or path})")
-    wrong, infinite = [], []
-    for donor, tensors in donors.items():
-        for name, tensor in base.items():
-            if name not in tensors:
-                wrong.append(f"{donor} lacks {name}")
-            elif (other := tensors[name]).shape != tensor.shape:
-                wrong.append(f"{donor}.{name} is {tuple(other.shape)}, {tuple(tensor.shape)} wanted")
-            elif not bool(torch.isfinite(other).all()):
-                infinite.append(f"{donor}.{name}")
-    if wrong:
-        raise CheckpointError(f"{len(wrong)} donor tensors do not fit the base: {'; '.join(wrong[:6])}")
-    if infinite:
-        raise NonFiniteError(f"donor tensors hold NaN or infinity: {', '.join(infinite[:6])}")
+def _one_by_one(call: Any, groups: Sequence[Group]) -> list[Any]:
+    return [call(group) for group in groups]
+
+
+@dataclass
+class _Survey:
+    """What is kept of each donor, by tensor, where that is decided over the model; and the vote as it goes."""
+
+    kept: dict[str, tuple[Kept, ...]] | None = None
+    votes: list[int] = field(default_factory=list)
+    open: dict[str, tuple[Group, _Constants]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Constants:
+    survey: _Survey
+    kept: tuple[Kept, ...]
+    even: float = 1.0

@@ -1,0 +1,66 @@
+"""Signs by majority, and the mean of what agrees with them: sums that do not grow with the donors.
+
+For values d_t of weights w_t at one place let
+
+    T = sum_t d_t    A = sum_t |d_t|    S = sum_t w_t sign(d_t)    Q = sum_t w_t sign(d_t)^2
+
+The elected sign is e = sign(T). What agrees with it adds up to (T + e A) / 2, and has the weight (Q + e S) / 2, so that
+four tensors hold all that is wanted, whatever the number of donors.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Vote = Literal["mass", "count"]
+
+
+class Election:
+    """Adds up one block of every donor.
+
+    Args:
+        like: a tensor of the block's shape and dtype.
+        vote: by `"mass"`, the sum of the values (the paper), or by `"count"` of signs.
+    """
+
+    def __init__(self, like: Tensor, vote: Vote = "mass"):
+        self.mass, self.size, self.signs, self.weight = (torch.zeros_like(like) for _ in range(4))
+        self.vote = vote
+        self._heads: Tensor | None = torch.zeros_like(like) if vote == "count" else None
+
+    def add(self, values: Tensor, weight: float = 1.0) -> None:
+        """A donor's values, weighted already; they are overwritten."""
+        self.mass += values
+        sign = values.sign()
+        self.signs.add_(sign, alpha=weight)
+        if self._heads is not None:
+            self._heads += sign
+        self.size += values.abs_()
+        self.weight.add_(sign.mul_(sign), alpha=weight)
+
+    def result(self, even: float = 1.0, mean: bool = True) -> tuple[Tensor, int, bool]:
+        """What agrees with the elected sign, merged.
+
+        Args:
+            even: the sign of places whose vote is even: 1, -1, or 0 for no change there.
+            mean: divide by the weight of those that agree; else their sum.
+
+        Returns:
+            The merged values; the sum of the elected signs; whether a vote was even although there were values.
+        """
+        elected = (self.mass if self._heads is None else self._heads).sign()
+        votes = int(elected.sum(dtype=torch.float64))
+        tied = elected == 0
+        open_ = bool((tied & (self.size != 0)).any())
+        if open_:
+            elected.masked_fill_(tied, even)
+        agreed = (self.mass + elected * self.size).mul_(0.5)
+        if mean:
+            weight = (self.weight + elected * self.signs).mul_(0.5)
+            agreed /= weight.masked_fill_(weight == 0, 1.0)
+        if open_ and even == 0:
+            agreed.masked_fill_(tied, 0.0)
+        return agreed, votes, open_

@@ -1,0 +1,189 @@
+"""What every merge is made of: groups of tensors of one name, cut into blocks that are combined one by one.
+
+A merging method says how a block of the base and the same block of every donor become a block of the result. The
+engine walks the tensors, reads, widens, checks and writes; so a method of some lines works on modules in memory and
+on checkpoints that are larger than the memory, and gives the same numbers for both.
+
+A method may look at more than a block first: at all tensors (`survey`: a threshold over the model) and at one tensor
+(`constants`: its norm, a threshold of its own). Randomness is drawn by tensor, donor and block, so that neither threads
+nor files change it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from homeostat.core.errors import InputError
+from homeostat.core.fork import fork, matches
+from homeostat.core.mapped import Mapped
+from homeostat.core.method import Remedy
+from homeostat.core.run import Run
+from homeostat.core.weights import as_weights
+from homeostat.core.world import World
+
+BLOCK = 1 << 15
+"""Elements of a block: with a handful of donors in float32 it stays in a core's cache."""
+
+T = TypeVar("T")
+Grain = Literal["element", "row", "tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The same place in every tensor of a group, widened.
+
+    Attributes:
+        base: of the base, `[elements]`, `[rows, columns]` for methods that go by rows, or the tensor in its shape for
+            those that want it whole; float32, or float64 where the base is.
+        donors: the same of each donor, read one after another.
+        start: the first element's place in the flattened tensor.
+        group: that it is of.
+    """
+
+    base: Tensor
+    donors: Sequence[Tensor]
+    start: int
+    group: Group
+
+    def deltas(self) -> Iterator[Tensor]:
+        """Each donor less the base, one after another: tensors of the caller's own."""
+        for donor in self.donors:
+            wide = donor.to(self.base.device, self.base.dtype)
+            yield wide.sub_(self.base) if wide is not donor else torch.sub(donor, self.base)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One tensor of the merged model, and those that it is made of.
+
+    Attributes:
+        name: in the merged model.
+        base: the tensor that changes are measured from.
+        donors: mappings and the tensor's name in each.
+        dtype: to write.
+        shape: of it and of them.
+        called: what messages call the donors.
+    """
+
+    name: str
+    base: tuple[Mapping[str, Tensor], str]
+    donors: tuple[tuple[Mapping[str, Tensor], str], ...]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    called: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def wide(self) -> torch.dtype:
+        """What it is computed in."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def read(self) -> tuple[Tensor, list[Tensor]]:
+        """The base and the donors, flat and as they are stored."""
+        held, name = self.base
+        return held[name].reshape(-1), [there[called].reshape(-1) for there, called in self.donors]
+
+    def blocks(self, grain: Grain = "element") -> Iterator[Block]:
+        """The whole tensor, block by block."""
+        base, donors = self.read()
+        width = self.shape[-1] if len(self.shape) > 1 else self.count
+        if grain == "element":
+            step, shape = BLOCK, (-1,)
+        elif grain == "row":
+            step, shape = max(1, BLOCK // max(width, 1)) * width, (-1, width)
+        else:
+            step, shape = self.count, self.shape
+        for start in range(0, self.count, max(step, 1)):
+            stop = min(start + step, self.count)
+            yield Block(
+                base[start:stop].to(self.wide).view(shape), [d[start:stop].view(shape) for d in donors], start, self
+            )
+
+    def release(self) -> None:
+        """Let go of what was read from files."""
+        for held, name in (self.base, *self.donors):
+            if isinstance(held, Mapped):
+                held.release(name)
+
+
+Each = Callable[[Callable[[Group], T], Sequence[Group]], list[T]]
+"""Calls a function on every group, several at a time, and gives what comes out in the groups' order."""
+
+
+class Merge(Remedy, abstract=True):
+    """Base of methods that make each tensor from the tensors of that name.
+
+    As a remedy it merges `world.models`, donors by name (modules or checkpoints), into the given model. Floating
+    parameters are merged; buffers (BatchNorm statistics, counters) stay the given model's, so that statistics want
+    estimating again afterwards. For checkpoints there is `merge_checkpoints`.
+
+    A method must let NaN and infinity through to its result, by which the engine finds them.
+
+    Attributes:
+        skip: globs of tensors that stay the base's, such as heads of other tasks.
+    """
+
+    skip: tuple[str, ...] = ()
+
+    grain: ClassVar[Grain] = "element"
+
+    def check(self, donors: int) -> None:
+        """Raise `InputError` where the method cannot merge so many donors."""
+
+    def grain_of(self, shape: tuple[int, ...]) -> Grain:
+        """What a block of a tensor of this shape is; the class's `grain`, unless the settings matter."""
+        return self.grain
+
+    def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> Any:
+        """What must be known of all tensors before the first is merged."""
+        return None
+
+    def constants(self, group: Group, survey: Any) -> Any:
+        """What must be known of a tensor before its first block is merged."""
+        return None
+
+    @abstractmethod
+    def combine(self, block: Block, constants: Any) -> Tensor:
+        """The merged block, in the shape and dtype of `block.base`, which must not be changed."""
+
+    def settle(self, survey: Any) -> Iterator[tuple[Group, Any]]:
+        """Groups to be merged again, each with its constants, once all have been; mostly none."""
+        yield from ()
+
+    def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
+        from homeostat.merge.engine import merge_weights
+
+        skipped = matches(self.skip)
+        base = {n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)}
+        donors = {
+            name: Mapped(donor) if isinstance(donor, str | Path) else as_weights(donor)
+            for name, donor in world.models.items()
+        }
+        merged = merge_weights(self, base, donors, run=run)
+        made = fork(model, own=set(merged))
+        with torch.no_grad():
+            for name, tensor in merged.items():
+                made.get_parameter(name).copy_(tensor)
+        return made
+
+
+def check_weights_of_donors(weights: Sequence[float], donors: int) -> tuple[float, ...]:
+    """One weight a donor: those given, or 1 each.
+
+    Raises:
+        InputError: there are some, but not one a donor.
+    """
+    if weights and len(weights) != donors:
+        raise InputError(f"there are {len(weights)} weights for {donors} donors; give one each, or none")
+    return tuple(weights) or (1.0,) * donors

@@ -1,0 +1,159 @@
+"""Which entries of task vectors are the largest, over a tensor or over a model, and those alone.
+
+Among entries of equal size the first are kept, by the order of tensors and by index, so that the share is exact. Sizes
+are found by selection (`selection`), in one pass over the tensors after a sample, and never sorted or held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from homeostat.core.random import generator
+from homeostat.merge.merging import Each, Group
+from homeostat.merge.selection import SAMPLE, Cut, Tally, select
+
+Ties = Literal["index", "all"]
+
+FEW = 1 << 18
+"""Entries up to which a tensor's sizes are simply held."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one tensor of one donor: what is larger than `size`, and what equals it before an index.
+
+    Attributes:
+        size: of the smallest.
+        until: the flat index from which entries of that size are dropped.
+    """
+
+    size: float
+    until: int
+
+
+def trim(delta: Tensor, kept: Kept, start: int = 0) -> Tensor:
+    """A block of a task vector with only what is kept; the rest is 0. NaN stays.
+
+    Args:
+        delta: flat; a tensor of the caller's own.
+        kept: of its tensor.
+        start: the block's place in the tensor.
+    """
+    if kept.until <= start:
+        return torch.nn.functional.hardshrink(delta, kept.size)
+    if kept.until >= start + delta.numel():
+        # hardshrink drops what equals its bound, and so takes the next smaller one.
+        return delta if kept.size <= 0 else torch.nn.functional.hardshrink(delta, _below(kept.size, delta.dtype))
+    flat = delta.view(-1)
+    cut = kept.until - start
+    return torch.cat([trim(flat[:cut], Kept(kept.size, cut)), trim(flat[cut:], Kept(kept.size, 0))]).view_as(delta)
+
+
+def _below(size: float, dtype: torch.dtype) -> float:
+    return float(torch.nextafter(torch.tensor(size, dtype=dtype), torch.tensor(-1.0, dtype=dtype)))
+
+
+def largest(
+    groups: Sequence[Group], densities: Sequence[float], ties: Ties, each: Each[Any]
+) -> dict[str, tuple[Kept, ...]]:
+    """What to keep of every donor, so that over all groups together it is the largest `density` of its entries.
+
+    Args:
+        groups: tensors in the order in which entries of equal size are kept.
+        densities: of each donor, above 0 and at most 1.
+        ties: among equal sizes keep the first by `"index"`, or `"all"`.
+        each: calls a function on groups.
+
+    Returns:
+        By the group's name, one entry a donor.
+    """
+    count = sum(group.count for group in groups)
+    ranks = [max(1, round(density * count)) for density in densities]
+    found = [(number, rank) for number, rank in enumerate(ranks) if rank < count]
+    everything = Kept(0.0, count)
+    if not found:
+        return {group.name: (everything,) * len(ranks) for group in groups}
+    cuts = _cuts(groups, count, dict(found), each)
+    kept = {group.name: [everything] * len(ranks) for group in groups}
+    for number, rank in found:
+        cut = cuts[number]
+        left = cut.equal if ties == "all" else rank - cut.above
+        for group, until in zip(groups, _untils(groups, number, cut, left), strict=True):
+            kept[group.name][number] = Kept(cut.size, until)
+    return {name: tuple(values) for name, values in kept.items()}
+
+
+def _cuts(groups: Sequence[Group], count: int, ranks: dict[int, int], each: Each[Any]) -> dict[int, Cut]:
+    if count <= FEW:
+        sizes = {number: torch.cat([_sizes(group, number) for group in groups]) for number in ranks}
+        return {number: _held(sizes[number], rank) for number, rank in ranks.items()}
+    drawn = torch.cat([t for t in each(lambda g: _sample(g, count, list(ranks)), groups) if t is not None], 1)
+    found = dict[int, Cut]()
+    for row, (number, rank) in enumerate(ranks.items()):
+
+        def tally(seen: Tally, number: int = number) -> None:
+            def one(group: Group) -> Tally:
+                mine = Tally(seen.low, seen.high)
+                for sizes in _parts(group, number):
+                    mine.add(sizes)
+                return mine
+
+            for part in each(one, groups):
+                seen.join(part)
+
+        found[number] = select(drawn[row], rank, count, tally)
+    return found
+
+
+def _held(sizes: Tensor, rank: int) -> Cut:
+    size = sizes.kthvalue(len(sizes) - rank + 1).values
+    return Cut(float(size), int((sizes > size).sum()), int((sizes == size).sum()))
+
+
+def _parts(group: Group, number: int) -> Any:
+    """Sizes of one donor's changes, block by block."""
+    one = Group(group.name, group.base, (group.donors[number],), group.dtype, group.shape)
+    for block in one.blocks():
+        yield next(block.deltas()).abs_()
+
+
+def _sizes(group: Group, number: int) -> Tensor:
+    parts = list(_parts(group, number))
+    return torch.cat(parts) if parts else torch.empty(0, dtype=group.wide)
+
+
+def _sample(group: Group, count: int, numbers: list[int]) -> Tensor | None:
+    """Sizes of some changes, `[donors, drawn]`; of each tensor as many as is its share."""
+    much = math.ceil(max(SAMPLE, min(count // 256, 1 << 20)) * group.count / count)
+    place = torch.randint(max(group.count, 1), (min(much, group.count),), generator=generator(0, "sample", group.name))
+    if not len(place):
+        return None
+    base, donors = group.read()
+    start = base[place].to(torch.float64)
+    return torch.stack([(donors[n][place].to(group.wide) - start.to(group.wide)).abs().double() for n in numbers])
+
+
+def _untils(groups: Sequence[Group], number: int, cut: Cut, left: int) -> list[int]:
+    """For each group the index from which entries of the cut's size are dropped, so that `left` stay in all."""
+    if left >= cut.equal or math.isnan(cut.size):
+        return [group.count for group in groups]
+    found = []
+    for group in groups:
+        until = 0
+        for sizes in _parts(group, number) if left else ():
+            places = torch.nonzero(sizes == cut.size).flatten()
+            if len(places) >= left:
+                found.append(until + int(places[left - 1]) + 1)
+                left = 0
+                break
+            left -= len(places)
+            until += len(sizes)
+        else:
+            found.append(group.count if left else 0)
+    return found
