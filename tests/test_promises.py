@@ -42,9 +42,9 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
+from homeostat.merge import Merge
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
-from homeostat.merge import Merge
 from homeostat.robust import PGD, TRADES, BatchPoisoning
 from homeostat.shift import Compose, Corrupt, Gradual, LabelShift, Mixed, Phases, Rotate, TextShift, Undersample
 from homeostat.trust import RCT, RSCP

@@ -28,7 +28,7 @@ class Sink(ABC):
 
     def finish(self, name: str) -> None:
         """All of a tensor is written."""
-        return None
+        return
 
 
 class Held(Sink):

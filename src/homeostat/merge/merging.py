@@ -24,6 +24,7 @@ from homeostat.core.errors import InputError
 from homeostat.core.fork import fork, matches
 from homeostat.core.mapped import Mapped
 from homeostat.core.method import Remedy
+from homeostat.core.place import home
 from homeostat.core.run import Run
 from homeostat.core.weights import as_weights
 from homeostat.core.world import World
@@ -55,7 +56,7 @@ class Block:
     def deltas(self) -> Iterator[Tensor]:
         """Each donor less the base, one after another: tensors of the caller's own."""
         for donor in self.donors:
-            wide = donor.to(self.base.device, self.base.dtype)
+            wide = donor.to(self.base.dtype)
             yield wide.sub_(self.base) if wide is not donor else torch.sub(donor, self.base)
 
 
@@ -126,7 +127,8 @@ class Merge(Remedy, abstract=True):
 
     As a remedy it merges `world.models`, donors by name (modules or checkpoints), into the given model. Floating
     parameters are merged; buffers (BatchNorm statistics, counters) stay the given model's, so that statistics want
-    estimating again afterwards. For checkpoints there is `merge_checkpoints`.
+    estimating again afterwards. Merging is done on the CPU, wherever the networks lie. For checkpoints there is
+    `merge_checkpoints`.
 
     A method must let NaN and infinity through to its result, by which the engine finds them.
 
@@ -165,9 +167,9 @@ class Merge(Remedy, abstract=True):
         from homeostat.merge.engine import merge_weights
 
         skipped = matches(self.skip)
-        base = {n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)}
+        base = home({n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)})
         donors = {
-            name: Mapped(donor) if isinstance(donor, str | Path) else as_weights(donor)
+            name: Mapped(donor) if isinstance(donor, str | Path) else home(dict(as_weights(donor)))
             for name, donor in world.models.items()
         }
         merged = merge_weights(self, base, donors, run=run)
