@@ -41,8 +41,9 @@ class Block:
     """The same place in every tensor of a group, widened.
 
     Attributes:
-        base: of the base, `[elements]`, `[rows, columns]` for methods that go by rows, or the tensor in its shape for
-            those that want it whole; float32, or float64 where the base is.
+        base: of the base: `[elements]`; `[rows, columns]` for methods that go by rows (the first dimension and all
+            others; a vector is one row); or the tensor in its shape for those that want it whole. float32, or float64
+            where the base is.
         donors: the same of each donor, read one after another.
         start: the first element's place in the flattened tensor.
         group: that it is of.
@@ -98,7 +99,8 @@ class Group:
     def blocks(self, grain: Grain = "element") -> Iterator[Block]:
         """The whole tensor, block by block."""
         base, donors = self.read()
-        width = self.shape[-1] if len(self.shape) > 1 else self.count
+        # A row is what makes one unit of the output: of a linear layer its weights, of a convolution its filter.
+        width = self.count // max(self.shape[0], 1) if len(self.shape) > 1 else self.count
         if grain == "element":
             step, shape = BLOCK, (-1,)
         elif grain == "row":

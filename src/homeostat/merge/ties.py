@@ -45,7 +45,7 @@ from homeostat.core.spec import Positive
 from homeostat.merge.election import Election, Vote
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
 from homeostat.merge.merging import Block, Each, Group, Merge, check_weights_of_donors
-from homeostat.merge.trimming import Kept, largest, trim
+from homeostat.merge.trimming import Kept, largest, one_by_one, rank_of, trim
 
 Density = Annotated[float, at.Gt(0), at.Le(1)]
 
@@ -92,13 +92,13 @@ class TIES(Merge):
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> _Survey:
         found = _Survey()
         if groups and self.scope == "model":
-            found.kept = largest(groups, self._densities(groups[0]), self.ties, each)
+            found.kept = largest(groups, self._ranks(groups), self.ties, each)
         return found
 
     def constants(self, group: Group, survey: _Survey) -> _Constants:
         if survey.kept is not None:
             return _Constants(survey, survey.kept[group.name])
-        return _Constants(survey, largest([group], self._densities(group), self.ties, _one_by_one)[group.name])
+        return _Constants(survey, largest([group], self._ranks([group]), self.ties, one_by_one)[group.name])
 
     def combine(self, block: Block, constants: _Constants) -> Tensor:
         weights = check_weights_of_donors(self.weights, len(block.donors))
@@ -119,12 +119,9 @@ class TIES(Merge):
             for group, constants in list(survey.open.values()):
                 yield group, _Constants(survey, constants.kept, float(majority))
 
-    def _densities(self, group: Group) -> tuple[float, ...]:
-        return self.densities or (self.density,) * len(group.donors)
-
-
-def _one_by_one(call: Any, groups: Sequence[Group]) -> list[Any]:
-    return [call(group) for group in groups]
+    def _ranks(self, groups: Sequence[Group]) -> list[int]:
+        count = sum(group.count for group in groups)
+        return [rank_of(d, count) for d in self.densities or (self.density,) * len(groups[0].donors)]
 
 
 @dataclass

@@ -59,14 +59,17 @@ def _below(size: float, dtype: torch.dtype) -> float:
     return float(torch.nextafter(torch.tensor(size, dtype=dtype), torch.tensor(-1.0, dtype=dtype)))
 
 
-def largest(
-    groups: Sequence[Group], densities: Sequence[float], ties: Ties, each: Each[Any]
-) -> dict[str, tuple[Kept, ...]]:
-    """What to keep of every donor, so that over all groups together it is the largest `density` of its entries.
+def rank_of(density: float, count: int) -> int:
+    """How many entries a share of so many is; at least one."""
+    return max(1, round(density * count))
+
+
+def largest(groups: Sequence[Group], ranks: Sequence[int], ties: Ties, each: Each[Any]) -> dict[str, tuple[Kept, ...]]:
+    """What to keep of every donor, so that over all groups together it is so many of its largest entries.
 
     Args:
         groups: tensors in the order in which entries of equal size are kept.
-        densities: of each donor, above 0 and at most 1.
+        ranks: how many, of each donor, from 0.
         ties: among equal sizes keep the first by `"index"`, or `"all"`.
         each: calls a function on groups.
 
@@ -74,19 +77,19 @@ def largest(
         By the group's name, one entry a donor.
     """
     count = sum(group.count for group in groups)
-    ranks = [max(1, round(density * count)) for density in densities]
-    found = [(number, rank) for number, rank in enumerate(ranks) if rank < count]
-    everything = Kept(0.0, count)
-    if not found:
-        return {group.name: (everything,) * len(ranks) for group in groups}
-    cuts = _cuts(groups, count, dict(found), each)
-    kept = {group.name: [everything] * len(ranks) for group in groups}
-    for number, rank in found:
-        cut = cuts[number]
-        left = cut.equal if ties == "all" else rank - cut.above
+    asked = {number: rank for number, rank in enumerate(ranks) if 0 < rank < count}
+    cuts = _cuts(groups, count, asked, each) if asked else {}
+    kept = {group.name: [Kept(0.0, count) if rank else Kept(math.inf, 0) for rank in ranks] for group in groups}
+    for number, cut in cuts.items():
+        left = cut.equal if ties == "all" else asked[number] - cut.above
         for group, until in zip(groups, _untils(groups, number, cut, left), strict=True):
             kept[group.name][number] = Kept(cut.size, until)
     return {name: tuple(values) for name, values in kept.items()}
+
+
+def one_by_one(call: Any, groups: Sequence[Group]) -> list[Any]:
+    """An `each` that does nothing at a time but one."""
+    return [call(group) for group in groups]
 
 
 def _cuts(groups: Sequence[Group], count: int, ranks: dict[int, int], each: Each[Any]) -> dict[int, Cut]:
