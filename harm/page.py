@@ -108,7 +108,8 @@ phases had a bound below -1 without labels (the worst -4.24; mean gain +0.68) an
 - A commit is **needless** if until the next switch the frozen network would have been as good or better.
 - What the loop rehearses holds none of the corruptions of the streams. Label shift and correlated order are rehearsed,
   at other strengths.
-- The repertoire is what costs a window eight forward passes or less and needs no training before it (`harm/suites.py`).
+- The repertoire is one of each idea among what costs a window eight forward passes or less and needs no training
+  before it (`harm/suites.py`).
 - A phase is 8 windows of 100 on Fashion-MNIST, 5 of 100 on CIFAR-10 and 5 of 40 glosses: as much as 45 minutes allow.
 - The attack on batches needs a network in which samples touch each other; it is run on those with BatchNorm.
 """
