@@ -88,17 +88,17 @@ class Group:
 
     @property
     def wide(self) -> torch.dtype:
-        """What it is computed in."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        """What it is computed in: float32, float64 where that is written, and whole numbers as they are."""
+        return torch.float32 if self.dtype.is_floating_point and self.dtype != torch.float64 else self.dtype
 
     def read(self) -> tuple[Tensor, list[Tensor]]:
         """The base and the donors, flat and as they are stored."""
         held, name = self.base
         return held[name].reshape(-1), [there[called].reshape(-1) for there, called in self.donors]
 
-    def blocks(self, grain: Grain = "element") -> Iterator[Block]:
-        """The whole tensor, block by block."""
-        base, donors = self.read()
+    def blocks(self, grain: Grain = "element", *, base: bool = True) -> Iterator[Block]:
+        """The whole tensor, block by block; without `base`, what stands for it holds anything."""
+        origin, donors = self.read()
         # A row is what makes one unit of the output: of a linear layer its weights, of a convolution its filter.
         width = self.count // max(self.shape[0], 1) if len(self.shape) > 1 else self.count
         if grain == "element":
@@ -109,9 +109,8 @@ class Group:
             step, shape = self.count, self.shape
         for start in range(0, self.count, max(step, 1)):
             stop = min(start + step, self.count)
-            yield Block(
-                base[start:stop].to(self.wide).view(shape), [d[start:stop].view(shape) for d in donors], start, self
-            )
+            wide = origin[start:stop].to(self.wide) if base else torch.empty(stop - start, dtype=self.wide)
+            yield Block(wide.view(shape), [d[start:stop].view(shape) for d in donors], start, self)
 
     def release(self) -> None:
         """Let go of what was read from files."""
@@ -134,6 +133,8 @@ class Merge(Remedy, abstract=True):
 
     A method must let NaN and infinity through to its result, by which the engine finds them.
 
+    Class attributes: `grain` says what a block is, and `reads_base` whether `combine` looks at the base's values.
+
     Attributes:
         skip: globs of tensors that stay the base's, such as heads of other tasks.
     """
@@ -141,6 +142,7 @@ class Merge(Remedy, abstract=True):
     skip: tuple[str, ...] = ()
 
     grain: ClassVar[Grain] = "element"
+    reads_base: ClassVar[bool] = True
 
     def check(self, donors: int) -> None:
         """Raise `InputError` where the method cannot merge so many donors."""
@@ -165,6 +167,16 @@ class Merge(Remedy, abstract=True):
         """Groups to be merged again, each with its constants, once all have been; mostly none."""
         yield from ()
 
+    def note(self, group: Group, survey: Any) -> dict[str, Any] | None:
+        """What is worth knowing of a tensor that was merged, as numbers that JSON holds; reports show it.
+
+        A merge that was killed and goes on hands it to `recall`, so it must say all that `settle` asks for.
+        """
+        return None
+
+    def recall(self, group: Group, survey: Any, note: Mapping[str, Any]) -> None:
+        """Take note of a tensor that was merged before the merge was killed."""
+
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
         from homeostat.merge.engine import merge_weights
 
@@ -180,6 +192,14 @@ class Merge(Remedy, abstract=True):
             for name, tensor in merged.items():
                 made.get_parameter(name).copy_(tensor)
         return made
+
+
+@dataclass(frozen=True)
+class Copy(Merge, register=False):
+    """The base's tensor as it is: bits, NaN and whole numbers."""
+
+    def combine(self, block: Block, constants: Any) -> Tensor:
+        return block.base
 
 
 def check_weights_of_donors(weights: Sequence[float], donors: int) -> tuple[float, ...]:
