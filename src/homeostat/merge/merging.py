@@ -151,6 +151,10 @@ class Merge(Remedy, abstract=True):
         """What a block of a tensor of this shape is; the class's `grain`, unless the settings matter."""
         return self.grain
 
+    def looks_first(self) -> bool:
+        """Whether it reads its tensors before it merges them; for what a merge is expected to read."""
+        return (type(self).survey, type(self).constants) != (Merge.survey, Merge.constants)
+
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> Any:
         """What must be known of all tensors before the first is merged."""
         return None

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from homeostat.core.errors import InputError, StoreError
-from homeostat.core.mapped import DTYPES, INDEX
+from homeostat.core.mapped import DTYPES, INDEX, Mapped
 from homeostat.core.save import make_synced, sync_folder, write_synced
 from homeostat.merge.engine import Sink
 from homeostat.merge.publishing import bring, check_free, staging_of
@@ -69,6 +69,7 @@ class CheckpointSink(Sink):
 
     Attributes:
         done: names that an earlier run finished, each with the note that came with it.
+        notes: notes of all that is finished, by name.
         begun: whether there is such a run.
 
     Raises:
@@ -93,6 +94,7 @@ class CheckpointSink(Sink):
         check_free(self.out, overwrite)
         self.staging = staging_of(self.out)
         self.done: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
         self._files = _files(slots, shard, self.out.name if self.single else file, self.single)
         self._size = sum(slot.size for slot in slots)
         self._open: dict[str, int] = {}
@@ -106,6 +108,7 @@ class CheckpointSink(Sink):
             self._lock()
             self.done = self._finished(key) if resume else {}
             self.begun = bool(self.done)
+            self.notes = {name: note for name, note in self.done.items() if note}
             if not self.begun:
                 self._begin(key)
             for name, held in self._files.items():
@@ -130,6 +133,8 @@ class CheckpointSink(Sink):
             raise self._failed(error) from None
 
     def finish(self, name: str, note: Mapping[str, Any] | None = None) -> None:
+        if note:
+            self.notes[name] = note
         try:
             if not self._boot:  # no way to tell a restart of the machine: wait for the disk
                 os.fsync(self._place[name][0])
@@ -166,6 +171,10 @@ class CheckpointSink(Sink):
             self.close()
         if self.single:
             shutil.rmtree(self.staging, ignore_errors=True)
+
+    def made(self) -> dict[str, Tensor]:
+        """The tensors as they lie there before they are published."""
+        return {name: t for file in self._files for name, t in Mapped(self.staging / file).items()}
 
     def close(self) -> None:
         """Let go of the files; what is finished is kept for a later run."""
