@@ -33,8 +33,8 @@ LABELS = 16
 
 BATCHNORM = (EATA(), BatchNormBlend(), ROID(), RoTTA(), LAME(), T3A(), PriorCorrection())
 OTHER_NORM = (EATA(), SAR(), LAME(), T3A(), PriorCorrection())
-"""What costs a window eight forward passes or less and needs no training before; one of each idea, so that SAR, which is
-EATA made steady, stands where it was made for, and DeYO, with another filter, is left out."""
+"""What costs a window eight forward passes or less and needs no training before; one of each idea, so that SAR, which
+is EATA made steady, stands where it was made for, and DeYO is left out."""
 
 PICTURES = (
     *(Corrupt(name, severity) for name in ("speckle_noise", "gaussian_blur", "brightness") for severity in (2, 5)),

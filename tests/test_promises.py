@@ -156,7 +156,7 @@ WORLDS = {
     "ConditionalUnrolled": scans,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
-    **{cls.__name__: donors for cls in spec.registered(Merge)},
+    **dict.fromkeys(("FisherMerge", "RegMean", *(cls.__name__ for cls in spec.registered(Merge))), donors),
 }
 
 

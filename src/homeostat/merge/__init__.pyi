@@ -1,9 +1,14 @@
+from .aligned import KnOTS as KnOTS
 from .arithmetic import Average as Average, TaskArithmetic as TaskArithmetic
 from .checkpoints import merge_checkpoints as merge_checkpoints
-from .engine import check_donors as check_donors, merge_weights as merge_weights
-from .merging import Merge as Merge
+from .engine import merge_weights as merge_weights
+from .fisher_merging import FisherMerge as FisherMerge, fisher_merge as fisher_merge
+from .interference import WUDI as WUDI
+from .merging import Merge as Merge, check_donors as check_donors
+from .regmean import RegMean as RegMean
 from .reports import MergeReport as MergeReport
 from .sparse import DARE as DARE, DELLA as DELLA, Breadcrumbs as Breadcrumbs
+from .spectral import TSVM as TSVM, IsoC as IsoC, IsoCTS as IsoCTS
 from .spherical import SLERP as SLERP
 from .stock import ModelStock as ModelStock
 from .ties import TIES as TIES

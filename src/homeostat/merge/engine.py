@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from homeostat.core.errors import CheckpointError, InputError, NonFiniteError
+from homeostat.core.errors import NonFiniteError
 from homeostat.core.run import Run
-from homeostat.merge.merging import Copy, Group, Merge
+from homeostat.merge.merging import Copy, Group, Merge, check_donors
 
 WHOLE = 1 << 22
 """Elements from which tensors that are wanted whole are merged one at a time."""
@@ -199,18 +199,3 @@ def merge_weights(
     held = Held(groups)
     merge_groups([(method, groups)], held, threads=torch.get_num_threads(), run=run)
     return held.tensors
-
-
-def check_donors(base: Mapping[str, Tensor], donors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise one error that lists every donor tensor that is missing or of another shape."""
-    if not donors:
-        raise InputError("there are no donors to merge: World(models={'name': net or path})")
-    wrong = []
-    for donor, tensors in donors.items():
-        for name, tensor in base.items():
-            if name not in tensors:
-                wrong.append(f"{donor} lacks {name}")
-            elif (other := tensors[name]).shape != tensor.shape:
-                wrong.append(f"{donor}.{name} is {tuple(other.shape)}, {tuple(tensor.shape)} wanted")
-    if wrong:
-        raise CheckpointError(f"{len(wrong)} donor tensors do not fit the base: {'; '.join(wrong[:6])}")

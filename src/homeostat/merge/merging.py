@@ -14,19 +14,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.errors import InputError
+from homeostat.core.errors import CheckpointError, InputError
 from homeostat.core.fork import fork, matches
 from homeostat.core.mapped import Mapped
 from homeostat.core.method import Remedy
 from homeostat.core.place import home
 from homeostat.core.run import Run
-from homeostat.core.weights import as_weights
+from homeostat.core.weights import Weights, as_weights, weights
 from homeostat.core.world import World
 
 BLOCK = 1 << 15
@@ -187,15 +186,49 @@ class Merge(Remedy, abstract=True):
         skipped = matches(self.skip)
         base = home({n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)})
         donors = {
-            name: Mapped(donor) if isinstance(donor, str | Path) else home(dict(as_weights(donor)))
+            name: Mapped(donor.path) if isinstance(donor, Weights) else home(dict(as_weights(donor)))
             for name, donor in world.models.items()
         }
-        merged = merge_weights(self, base, donors, run=run)
-        made = fork(model, own=set(merged))
-        with torch.no_grad():
-            for name, tensor in merged.items():
-                made.get_parameter(name).copy_(tensor)
-        return made
+        return merged_into(model, merge_weights(self, base, donors, run=run))
+
+
+def merged_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A fork of a network that has these parameters."""
+    made = fork(model, own=set(tensors))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            made.get_parameter(name).copy_(tensor)
+    return made
+
+
+def with_weights(model: nn.Module, tensors: Mapping[str, Tensor], called: str) -> nn.Module:
+    """A fork of a network that has a donor's parameters and buffers where it has them; else its own.
+
+    Raises:
+        CheckpointError: the donor lacks a parameter, or has one in another shape.
+    """
+    check_donors({n: p for n, p in model.named_parameters() if p.is_floating_point()}, {called: tensors})
+    made = fork(model, own="*")
+    with torch.no_grad():
+        for name, tensor in weights(made).items():
+            if name in tensors:
+                tensor.copy_(tensors[name])
+    return made
+
+
+def check_donors(base: Mapping[str, Tensor], donors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise one error that lists every donor tensor that is missing or of another shape."""
+    if not donors:
+        raise InputError("there are no donors to merge: World(models={'name': net or path})")
+    wrong = []
+    for donor, tensors in donors.items():
+        for name, tensor in base.items():
+            if name not in tensors:
+                wrong.append(f"{donor} lacks {name}")
+            elif (other := tensors[name]).shape != tensor.shape:
+                wrong.append(f"{donor}.{name} is {tuple(other.shape)}, {tuple(tensor.shape)} wanted")
+    if wrong:
+        raise CheckpointError(f"{len(wrong)} donor tensors do not fit the base: {'; '.join(wrong[:6])}")
 
 
 @dataclass(frozen=True)
