@@ -5,6 +5,7 @@ from .engine import merge_weights as merge_weights
 from .fisher_merging import FisherMerge as FisherMerge, fisher_merge as fisher_merge
 from .interference import WUDI as WUDI
 from .merging import Merge as Merge, check_donors as check_donors
+from .plans import merge_plan as merge_plan
 from .regmean import RegMean as RegMean
 from .reports import MergeReport as MergeReport
 from .sparse import DARE as DARE, DELLA as DELLA, Breadcrumbs as Breadcrumbs

@@ -51,6 +51,7 @@ class Job:
         config: keys of `config.json` that change.
         record: what the merge is, for `merge.json`.
         notes: what is worth knowing.
+        order: names in the order in which they are to lie; by default the base's.
     """
 
     work: list[tuple[Merge, list[Group]]]
@@ -60,6 +61,7 @@ class Job:
     config: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
 
     def groups(self) -> list[Group]:
         """All of them."""
@@ -87,7 +89,7 @@ def carry_out(
     report = _expected(job, out, threads)
     if dry_run:
         return report
-    place = {name: i for i, name in enumerate(job.base.tensors)}
+    place = {name: i for i, name in enumerate(job.order or job.base.tensors)}
     slots = [Slot(g.name, g.dtype, g.shape) for g in job.groups()]
     slots.sort(key=lambda slot: place.get(slot.name, len(place)))
     began = time.perf_counter()
