@@ -22,7 +22,9 @@ def check_free(out: Path, overwrite: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
-        raise InputError(f"{out} is there already; give another place, or say that it may be replaced (overwrite)")
+        raise InputError(
+            f"{out} is there already; give another place, or say that it may be replaced (overwrite=True, --overwrite)"
+        )
     if out.is_symlink():
         raise InputError(f"{out} is a link, which is never replaced; give the place that it points to, or another")
     if out.is_dir() != (out.suffix != ".safetensors"):
