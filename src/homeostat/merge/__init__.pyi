@@ -10,3 +10,4 @@ from .spectral import TSVM as TSVM, IsoC as IsoC, IsoCTS as IsoCTS
 from .spherical import SLERP as SLERP
 from .stock import ModelStock as ModelStock
 from .ties import TIES as TIES
+from .wise_ft import WiSEFT as WiSEFT

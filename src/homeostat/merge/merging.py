@@ -128,8 +128,8 @@ class Merge(Remedy, abstract=True):
 
     As a remedy it merges `world.models`, donors by name (modules or checkpoints), into the given model. Floating
     parameters are merged; buffers (BatchNorm statistics, counters) stay the given model's, so that statistics want
-    estimating again afterwards. Merging is done on the CPU, wherever the networks lie. For checkpoints there is
-    `merge_checkpoints`.
+    estimating again afterwards, but with methods that say `buffers`. Merging is done on the CPU, wherever the networks
+    lie. For checkpoints there is `merge_checkpoints`.
 
     A method must let NaN and infinity through to its result, by which the engine finds them.
 
@@ -140,6 +140,8 @@ class Merge(Remedy, abstract=True):
     skip: tuple[str, ...] = ()
 
     grain: ClassVar[Grain] = "element"
+    buffers: ClassVar[bool] = False
+    """Whether floating buffers are merged like parameters."""
 
     def check(self, donors: int) -> None:
         """Raise `InputError` where the method cannot merge so many donors."""
@@ -168,7 +170,8 @@ class Merge(Remedy, abstract=True):
         from homeostat.merge.engine import merge_weights
 
         skipped = matches(self.skip)
-        base = home({n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)})
+        named = weights(model) if self.buffers else dict(model.named_parameters())
+        base = home({n: p.detach() for n, p in named.items() if p.is_floating_point() and not skipped(n)})
         donors = {
             name: Mapped(donor.path) if isinstance(donor, Weights) else home(dict(as_weights(donor)))
             for name, donor in world.models.items()
@@ -177,11 +180,12 @@ class Merge(Remedy, abstract=True):
 
 
 def merged_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A fork of a network that has these parameters."""
+    """A fork of a network that has these parameters and buffers."""
     made = fork(model, own=set(tensors))
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            made.get_parameter(name).copy_(tensor)
+        for name, tensor in weights(made).items():
+            if name in tensors:
+                tensor.copy_(tensors[name])
     return made
 
 
