@@ -42,6 +42,8 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
+from homeostat.merge import MultiLevel
+from homeostat.nn import SmallViT
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -100,6 +102,7 @@ REMEDIES: dict[str, list[Remedy]] = {
         LabelShiftAdapter(PeriodicReset(Tent(), every=2), recipe=Recipe(batch=16)),
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
+    "MultiLevel": [MultiLevel(**dict.fromkeys(("down", "up", "last"), Recipe(batch=16)))],
     "PeriodicReset": [
         PeriodicReset(Tent(), every=2),
         PeriodicReset(SlidingWindow(EATA(margin=1.0), size=5), every=3),
@@ -141,7 +144,10 @@ def scans() -> World:
     )
 
 
-MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
+MODELS: dict[str, nn.Module] = {
+    "ConditionalUnrolled": Denoiser(width=4, depth=2),
+    "MultiLevel": SmallViT(3, in_channels=1, size=8, width=8, depth=2),
+}
 """For remedies that take no classifier."""
 CHEAPER: dict[str, Any] = {
     "CoTTA": CoTTA(views=3),

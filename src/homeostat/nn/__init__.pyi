@@ -8,6 +8,7 @@ from .banks import (
     as_rows as as_rows,
     as_tree as as_tree,
 )
+from .block_stack import Sizes as Sizes, resized as resized, sizes_of as sizes_of, stack_of as stack_of
 from .causal_transformer import CausalTransformer as CausalTransformer
 from .destroy import (
     Destroyed as Destroyed,
