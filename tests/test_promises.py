@@ -157,6 +157,7 @@ CHEAPER: dict[str, Any] = {
 }
 """For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {
+    "EFT": donors,
     "CEMA": with_a_cloud,
     "ConditionalUnrolled": scans,
     "FeatureShift": table,

@@ -1,3 +1,4 @@
+from .emulated_tuning import EFT as EFT, Emulated as Emulated, emulate as emulate
 from .multilevel import (
     LevelMaps as LevelMaps,
     MultiLevel as MultiLevel,

@@ -10,6 +10,12 @@ from .banks import (
 )
 from .block_stack import Sizes as Sizes, resized as resized, sizes_of as sizes_of, stack_of as stack_of
 from .causal_transformer import CausalTransformer as CausalTransformer
+from .decoding import (
+    Drafted as Drafted,
+    remainder as remainder,
+    sample_tokens as sample_tokens,
+    speculative_sample as speculative_sample,
+)
 from .destroy import (
     Destroyed as Destroyed,
     Occluded as Occluded,
