@@ -42,7 +42,7 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import MultiLevel
+from homeostat.merge import SWS, MultiLevel
 from homeostat.nn import SmallViT
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
@@ -68,6 +68,10 @@ def with_a_cloud() -> World:
     with torch.no_grad():
         strong[5].weight *= 2
     return small_world().replace(models={"cloud": strong})
+
+
+def with_a_teacher() -> World:
+    return small_world().replace(models={"teacher": small_network()})
 
 
 def skewed() -> World:
@@ -113,6 +117,7 @@ REMEDIES: dict[str, list[Remedy]] = {
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
     "RSCP": [RSCP(draws=8)],
     "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
+    "SWS": [SWS(stages=(2, 1), recipe=Recipe(batch=16))],
     "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
 }
 PROBES: dict[str, list[Probe]] = {
@@ -147,6 +152,7 @@ def scans() -> World:
 MODELS: dict[str, nn.Module] = {
     "ConditionalUnrolled": Denoiser(width=4, depth=2),
     "MultiLevel": SmallViT(3, in_channels=1, size=8, width=8, depth=2),
+    "SWS": SmallViT(3, in_channels=1, size=8, width=8, depth=3),
 }
 """For remedies that take no classifier."""
 CHEAPER: dict[str, Any] = {
@@ -157,11 +163,12 @@ CHEAPER: dict[str, Any] = {
 }
 """For the strict device, on which each operation takes a hundred times longer."""
 WORLDS = {
-    "EFT": donors,
     "CEMA": with_a_cloud,
     "ConditionalUnrolled": scans,
+    "EFT": donors,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
+    "SWS": with_a_teacher,
     "TIES": donors,
 }
 

@@ -1,4 +1,12 @@
 from .emulated_tuning import EFT as EFT, Emulated as Emulated, emulate as emulate
+from .learngenes import (
+    SWS as SWS,
+    SharedBlock as SharedBlock,
+    expand as expand,
+    learngene as learngene,
+    share_stages as share_stages,
+    stage_map as stage_map,
+)
 from .multilevel import (
     LevelMaps as LevelMaps,
     MultiLevel as MultiLevel,
