@@ -42,7 +42,7 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import SWS, MultiLevel
+from homeostat.merge import D2NWG, SWS, MultiLevel
 from homeostat.nn import SmallViT
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
@@ -70,6 +70,12 @@ def with_a_cloud() -> World:
     return small_world().replace(models={"cloud": strong})
 
 
+def zoo() -> World:
+    """A network for each of the parts."""
+    named = zip(small_world().parts, donors().models.values(), strict=True)
+    return small_world().replace(models=dict(named))
+
+
 def with_a_teacher() -> World:
     return small_world().replace(models={"teacher": small_network()})
 
@@ -85,6 +91,18 @@ REMEDIES: dict[str, list[Remedy]] = {
     "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
     "CEMA": [CEMA(), CEMA(high=1.0, div_margin=1.1, batch=8, replay=20, replay_from=12)],
     "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
+    "D2NWG": [
+        D2NWG(
+            own=("5.*",),
+            layer="5",
+            width=8,
+            latent=4,
+            diffusion_steps=5,
+            shots=4,
+            candidates=2,
+            **dict.fromkeys(("vae", "align", "diffuse"), Recipe(epochs=2)),
+        )
+    ],
     "CrossDomainEnsemble": [
         CrossDomainEnsemble(("direct", "emboss", "wavelet"), recipe=Recipe(batch=16)),
         CrossDomainEnsemble(("blur", "sobel"), merge="average", distortions=(), recipe=Recipe(batch=16)),
@@ -165,6 +183,7 @@ CHEAPER: dict[str, Any] = {
 WORLDS = {
     "CEMA": with_a_cloud,
     "ConditionalUnrolled": scans,
+    "D2NWG": zoo,
     "EFT": donors,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,

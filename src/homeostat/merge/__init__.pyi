@@ -16,3 +16,4 @@ from .multilevel import (
     v_cycle as v_cycle,
 )
 from .ties import TIES as TIES, check_donors as check_donors, merge_ties as merge_ties
+from .weight_generation import D2NWG as D2NWG, WeightGenerator as WeightGenerator

@@ -22,6 +22,7 @@ from .destroy import (
     ShuffledPatches as ShuffledPatches,
     ShuffledPixels as ShuffledPixels,
 )
+from .diffusion import DDPM as DDPM, VectorDenoiser as VectorDenoiser, kept_signal as kept_signal
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
 from .fourier import (
@@ -88,12 +89,14 @@ from .restoring import (
     restore_into as restore_into,
     smallest_masks as smallest_masks,
 )
+from .set_transformer import DatasetEncoder as DatasetEncoder, SetTransformer as SetTransformer
 from .sharpness import worst_nearby as worst_nearby
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .temperature import honest_scale as honest_scale
 from .transformers_models import Transformers as Transformers
 from .unrolled import Denoiser as Denoiser, Unrolled as Unrolled
+from .vae import ChunkVAE as ChunkVAE, clip_loss as clip_loss
 from .views import view_outputs as view_outputs
 from .vit import SmallViT as SmallViT
 from .zero_cost import activation_diversity as activation_diversity, gradient_flow as gradient_flow
