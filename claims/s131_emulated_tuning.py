@@ -74,7 +74,7 @@ def perplexities(run: Run, glosses: Data) -> dict[str, float]:
     "S131",
     says="On texts of the kind that only the small network was fine-tuned on, the large network with the small one's "
     "change predicts the next byte better than without.",
-    ours="EFT", baseline="large base", metric="log-perplexity", unit="nats", better="lower", least=0.05, tier="long",
+    ours="EFT", baseline="large base", metric="log-perplexity", unit="nats", better="lower", least=0.05, tier="three minutes",
     data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def better_than_the_large_base(run: Run, glosses: Data) -> dict[str, float]:
@@ -85,7 +85,7 @@ def better_than_the_large_base(run: Run, glosses: Data) -> dict[str, float]:
     "S131",
     says="On texts of the kind that the small network was fine-tuned on, the large network with the small one's change "
     "predicts the next byte better than the small tuned one itself.",
-    ours="EFT", baseline="small tuned", metric="log-perplexity", unit="nats", better="lower", least=0.02, tier="long",
+    ours="EFT", baseline="small tuned", metric="log-perplexity", unit="nats", better="lower", least=0.02, tier="three minutes",
     data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def better_than_the_small_tuned(run: Run, glosses: Data) -> dict[str, float]:

@@ -225,6 +225,10 @@ def test_wrong_groups_shares_and_levels_are_refused():
             coalesce(net, groups, "keep")
     with pytest.raises(InputError, match="'half' or 'keep'"):
         coalesce(net, "double", "keep")  # type: ignore[arg-type]
+    small, maps = coalesce(net, "half", "keep")
+    for other in (language(depth=4), language(depth=3, heads=2)):
+        with pytest.raises(InputError, match="maps are of other networks"):
+            decoalesce(small, other, maps)
     with pytest.raises(InputError, match=r"share in 0\.\.1"):
         interpolate(net, net, 1.5)
     with pytest.raises(CheckpointError, match=r"no tokens\.weight of shape"):

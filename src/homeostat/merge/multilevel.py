@@ -20,10 +20,9 @@ copies. Embeddings that are also the output layer are taken as well as given; th
 widths when coalescing and divided by it on the way back (the official code's 2 and 0.5), others are not.
 
 Which axis is which is found by building the small network and comparing shapes: an axis of another length is mapped,
-and the layer that holds it says of which kind it is. That takes networks whose mapped tensors lie in `nn.Linear`,
-`nn.Conv2d`, `nn.Embedding`, in norm layers and biases, or are single rows (`[1, n, width]`, such as positions).
-Refused with an error are fused projections of queries, keys and values, `Conv1D` of GPT-2, and anything that cannot be
-built again in another size (see `nn.block_stack`).
+and the layer that holds it says of which kind it is. That takes tensors of `nn.Linear`, `nn.Conv2d`, `nn.Embedding`,
+norm layers and biases, and single rows (`[1, n, width]`, such as positions). Refused with an error are fused
+projections of queries, keys and values, `Conv1D` of GPT-2, and what cannot be built in another size (`nn.block_stack`).
 
 The V-cycle: train the large one a little, coalesce, train the small one, de-coalesce, interpolate, train on. Defaults:
 alpha = 0.25, the pairs (i, i + heads / 2) of heads and neighbouring pairs of blocks, all the official code's; learning
@@ -73,8 +72,7 @@ class LevelMaps:
     """How a large network and a small one belong together.
 
     Attributes:
-        width: heads of the large network that make up each head of the small one.
-        depth: the same for blocks.
+        width, depth: heads and blocks of the large network that make up each of the small one.
         embedding: what embeddings are multiplied by when coalescing.
     """
 
@@ -103,8 +101,7 @@ def coalesce(
         model: a transformer; untouched.
         width: heads in each group, every head once; `"half"` pairs i with i + heads / 2, `"keep"` leaves the width.
         depth: blocks in each group; `"half"` pairs neighbours, `"keep"` leaves the depth.
-        embedding: what embeddings are multiplied by; default heads / groups where an embedding is also the output
-            layer, else 1.
+        embedding: scale of embeddings; default heads / groups where one is also the output layer, else 1.
 
     Raises:
         ModelError: the network is refused; see the module's docstring. InputError: groups do not hold every one once.
@@ -124,6 +121,9 @@ def decoalesce(small: nn.Module, model: nn.Module, maps: LevelMaps) -> nn.Module
 
     Of the large `model` only the structure is used; the maps come from `coalesce`.
     """
+    counts = [(len(g), sum(map(len, g))) for g in (maps.width, maps.depth)]
+    if counts != [(few, many) for few, many in zip(sizes_of(small)[1:], sizes_of(model)[1:], strict=True)]:
+        raise InputError(f"the maps are of other networks: {sizes_of(small)} and {sizes_of(model)} do not fit {counts}")
     made = fork(model, own="*")
     above = {block: (number,) for number, group in enumerate(maps.depth) for block in group}
     _fill(made, small, model, small, maps.copies(), lambda i: above[i], 1 / maps.embedding)
