@@ -19,11 +19,11 @@ from homeostat.fit import Fit, Recipe
 from homeostat.merge import EFT
 from homeostat.nn import Adam, CausalTransformer
 
-DATA = (Glosses(part="noun", tokenizer="bytes", length=65, shuffle=0, stop=40_000),)
+DATA = (Glosses(part="noun", tokenizer="bytes", length=65, shuffle=0, stop=30_000),)
 PLANT = 17
 """`noun.plant` among the noun's classes."""
 MIXED, STYLE, HELD, BATCH = 6_400, 1_600, 512, 16
-TUNED = "nothing"
+TUNED = "the learning rates of the two bases, found for networks of these widths on other glosses with seed 100"
 SHRUNK = (
     "transformers of width 64 with 3 blocks and of width 32 with 1 on the bytes of WordNet's glosses, fine-tuned on "
     "glosses of plants, in place of Llama-2 and dialogues; likelihood in place of judged helpfulness"
@@ -74,8 +74,8 @@ def perplexities(run: Run, glosses: Data) -> dict[str, float]:
     "S131",
     says="On texts of the kind that only the small network was fine-tuned on, the large network with the small one's "
     "change predicts the next byte better than without.",
-    ours="EFT", baseline="large base", metric="log-perplexity", unit="nats", better="lower", least=0.05, tier="three minutes",
-    data=DATA, tuned=TUNED, shrunk=SHRUNK,
+    ours="EFT", baseline="large base", metric="log-perplexity", unit="nats", better="lower", least=0.05,
+    tier="three minutes", data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def better_than_the_large_base(run: Run, glosses: Data) -> dict[str, float]:
     return perplexities(run, glosses)
@@ -85,8 +85,8 @@ def better_than_the_large_base(run: Run, glosses: Data) -> dict[str, float]:
     "S131",
     says="On texts of the kind that the small network was fine-tuned on, the large network with the small one's change "
     "predicts the next byte better than the small tuned one itself.",
-    ours="EFT", baseline="small tuned", metric="log-perplexity", unit="nats", better="lower", least=0.02, tier="three minutes",
-    data=DATA, tuned=TUNED, shrunk=SHRUNK,
+    ours="EFT", baseline="small tuned", metric="log-perplexity", unit="nats", better="lower", least=0.02,
+    tier="three minutes", data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def better_than_the_small_tuned(run: Run, glosses: Data) -> dict[str, float]:
     return perplexities(run, glosses)

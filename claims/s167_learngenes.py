@@ -76,8 +76,8 @@ def family(run: Run, train: Data, test: Data, longer: int) -> dict[str, float]:
     "S167",
     says="Networks of 4, 6 and 8 blocks that start from one learngene are after one epoch more accurate, by five "
     "points or more, than those trained from scratch for one.",
-    ours="learngene", baseline="one epoch", metric="accuracy, mean over depths", least=0.05, tier="three minutes", data=DATA,
-    tuned=TUNED, shrunk=SHRUNK,
+    ours="learngene", baseline="one epoch", metric="accuracy, mean over depths", least=0.05, tier="three minutes",
+    data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def after_one_epoch(run: Run, train: Data, test: Data) -> dict[str, float]:
     return family(run, train, test, longer=0)
