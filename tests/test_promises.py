@@ -43,6 +43,8 @@ from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
 from homeostat.merge import Merge
+from homeostat.merge import D2NWG, SWS, MultiLevel
+from homeostat.nn import SmallViT
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -69,6 +71,16 @@ def with_a_cloud() -> World:
     return small_world().replace(models={"cloud": strong})
 
 
+def zoo() -> World:
+    """A network for each of the parts."""
+    named = zip(small_world().parts, donors().models.values(), strict=True)
+    return small_world().replace(models=dict(named))
+
+
+def with_a_teacher() -> World:
+    return small_world().replace(models={"teacher": small_network()})
+
+
 def skewed() -> World:
     world = small_world()
     assert world.source is not None
@@ -80,6 +92,18 @@ REMEDIES: dict[str, list[Remedy]] = {
     "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
     "CEMA": [CEMA(), CEMA(high=1.0, div_margin=1.1, batch=8, replay=20, replay_from=12)],
     "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
+    "D2NWG": [
+        D2NWG(
+            own=("5.*",),
+            layer="5",
+            width=8,
+            latent=4,
+            diffusion_steps=5,
+            shots=4,
+            candidates=2,
+            **dict.fromkeys(("vae", "align", "diffuse"), Recipe(epochs=2)),
+        )
+    ],
     "CrossDomainEnsemble": [
         CrossDomainEnsemble(("direct", "emboss", "wavelet"), recipe=Recipe(batch=16)),
         CrossDomainEnsemble(("blur", "sobel"), merge="average", distortions=(), recipe=Recipe(batch=16)),
@@ -101,6 +125,7 @@ REMEDIES: dict[str, list[Remedy]] = {
         LabelShiftAdapter(PeriodicReset(Tent(), every=2), recipe=Recipe(batch=16)),
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
+    "MultiLevel": [MultiLevel(**dict.fromkeys(("down", "up", "last"), Recipe(batch=16)))],
     "PeriodicReset": [
         PeriodicReset(Tent(), every=2),
         PeriodicReset(SlidingWindow(EATA(margin=1.0), size=5), every=3),
@@ -111,6 +136,7 @@ REMEDIES: dict[str, list[Remedy]] = {
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
     "RSCP": [RSCP(draws=8)],
     "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
+    "SWS": [SWS(stages=(2, 1), recipe=Recipe(batch=16))],
     "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
 }
 PROBES: dict[str, list[Probe]] = {
@@ -142,7 +168,11 @@ def scans() -> World:
     )
 
 
-MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
+MODELS: dict[str, nn.Module] = {
+    "ConditionalUnrolled": Denoiser(width=4, depth=2),
+    "MultiLevel": SmallViT(3, in_channels=1, size=8, width=8, depth=2),
+    "SWS": SmallViT(3, in_channels=1, size=8, width=8, depth=3),
+}
 """For remedies that take no classifier."""
 CHEAPER: dict[str, Any] = {
     "CoTTA": CoTTA(views=3),
@@ -154,9 +184,13 @@ CHEAPER: dict[str, Any] = {
 WORLDS = {
     "CEMA": with_a_cloud,
     "ConditionalUnrolled": scans,
+    "D2NWG": zoo,
+    "EFT": donors,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
     **dict.fromkeys(("FisherMerge", "RegMean", *(cls.__name__ for cls in spec.registered(Merge))), donors),
+    "SWS": with_a_teacher,
+    "TIES": donors,
 }
 
 

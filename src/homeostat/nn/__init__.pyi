@@ -8,13 +8,21 @@ from .banks import (
     as_rows as as_rows,
     as_tree as as_tree,
 )
+from .block_stack import Sizes as Sizes, resized as resized, sizes_of as sizes_of, stack_of as stack_of
 from .causal_transformer import CausalTransformer as CausalTransformer
+from .decoding import (
+    Drafted as Drafted,
+    remainder as remainder,
+    sample_tokens as sample_tokens,
+    speculative_sample as speculative_sample,
+)
 from .destroy import (
     Destroyed as Destroyed,
     Occluded as Occluded,
     ShuffledPatches as ShuffledPatches,
     ShuffledPixels as ShuffledPixels,
 )
+from .diffusion import DDPM as DDPM, VectorDenoiser as VectorDenoiser, kept_signal as kept_signal
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
 from .fourier import (
@@ -81,12 +89,14 @@ from .restoring import (
     restore_into as restore_into,
     smallest_masks as smallest_masks,
 )
+from .set_transformer import DatasetEncoder as DatasetEncoder, SetTransformer as SetTransformer
 from .sharpness import worst_nearby as worst_nearby
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .temperature import honest_scale as honest_scale
 from .transformers_models import Transformers as Transformers
 from .unrolled import Denoiser as Denoiser, Unrolled as Unrolled
+from .vae import ChunkVAE as ChunkVAE, clip_loss as clip_loss
 from .views import view_outputs as view_outputs
 from .vit import SmallViT as SmallViT
 from .zero_cost import activation_diversity as activation_diversity, gradient_flow as gradient_flow
