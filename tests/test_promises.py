@@ -42,8 +42,7 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import Merge
-from homeostat.merge import D2NWG, SWS, MultiLevel
+from homeostat.merge import D2NWG, SWS, Merge, MultiLevel
 from homeostat.nn import SmallViT
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind

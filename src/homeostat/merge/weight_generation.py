@@ -56,7 +56,7 @@ from homeostat.core.tree import Tree
 from homeostat.core.weights import as_weights
 from homeostat.core.world import World
 from homeostat.fit.training import Cosine, Recipe, train
-from homeostat.merge.ties import check_donors
+from homeostat.merge.merging import check_donors, merged_into
 from homeostat.nn.diffusion import DDPM, VectorDenoiser
 from homeostat.nn.optimizers import Adam
 from homeostat.nn.set_transformer import DatasetEncoder
@@ -198,7 +198,7 @@ class D2NWG(Remedy):
         draws, classes = run.rng("source"), kit.encoder.classes
         pool = _by_class(model, self.layer, world.source, classes, 4 * self.shots, draws, "source")
         sets = torch.stack([_shots(pool[None], self.shots, draws)[0] for _ in range(self.candidates)])
-        found = [_with(model, drawn) for drawn in kit.sample(sets, draws)]
+        found = [merged_into(model, drawn).eval() for drawn in kit.sample(sets, draws)]
         return min(found, key=lambda net: _loss(net, world.source, world))  # type: ignore[arg-type]
 
     def _chosen(self, model: nn.Module) -> tuple[dict[str, Tensor], tuple[tuple[int, ...], ...]]:
@@ -273,14 +273,6 @@ def _by_class(
 def _shots(pools: Tensor, shots: int, draws: torch.Generator) -> Tensor:
     """So many samples of each class, the same places for all sets."""
     return pools[:, :, torch.randperm(pools.shape[2], generator=draws)[:shots]]
-
-
-def _with(model: nn.Module, drawn: Mapping[str, Tensor]) -> nn.Module:
-    made = fork(model, own=set(drawn))
-    with torch.no_grad():
-        for name, tensor in drawn.items():
-            made.get_parameter(name).copy_(tensor)
-    return made.eval()
 
 
 @torch.no_grad()
