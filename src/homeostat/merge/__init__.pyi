@@ -6,5 +6,7 @@ from .coefficients import (
     combine as combine,
     task_vectors as task_vectors,
 )
+from .encoder_tail import EncoderTail as EncoderTail
 from .heads import with_head as with_head
 from .ties import TIES as TIES, check_donors as check_donors, merge_ties as merge_ties
+from .zoo import TASKS as TASKS, Zoo as Zoo, gloss_zoo as gloss_zoo, view as view, views_zoo as views_zoo
