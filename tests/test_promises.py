@@ -42,6 +42,7 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
+from homeostat.merge import AdaMerging
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -144,6 +145,7 @@ def scans() -> World:
 MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
 """For remedies that take no classifier."""
 CHEAPER: dict[str, Any] = {
+    "AdaMerging": AdaMerging(steps=20),
     "CoTTA": CoTTA(views=3),
     "MEMO": MEMO(views=2),
     "PETAL": PETAL(views=3),
@@ -155,6 +157,7 @@ WORLDS = {
     "ConditionalUnrolled": scans,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
+    "AdaMerging": donors,
     "TIES": donors,
 }
 

@@ -20,15 +20,16 @@ The result then has the base's head; `with_head(merged, donor, heads)` is the ne
 
 A guard watches for collapse. Entropy is also low where a network gives one answer to everything, and where the base is
 weak and tasks conflict that is where it goes: accuracy falls while the loss does. So every `guard_every` steps, on
-`guard_samples` fixed inputs of each stream, the entropy of the mean prediction H(mean p) is compared with what it was at
-the start. When it falls below `guard` times that, learning stops, and the coefficients are taken back to those, among
-the ones looked at before, of the largest H(mean p) - mean H(p), summed over streams: sure of each input, and not of one
-answer. `run.watch` is told ("AdaMerging stopped"), and `learn(...).stopped` says why. The guard cannot see an error that
-keeps the classes in proportion, and takes a stream whose own classes are not in proportion for what it is at the start.
+`guard_samples` fixed inputs of each stream, the entropy of the mean prediction H(mean p), averaged over streams, is
+compared with what it was at the start. When it falls below `guard` times that, learning stops, and the coefficients go
+back to those, among the ones looked at before, of the largest H(mean p) - mean H(p): sure of each input, and not of one
+answer. `run.watch` is told ("AdaMerging stopped"), and `learn(...).stopped` says why.
 
 Defaults are the official code's: prior 0.3, which fits about eight donors (1 / T is the average), Adam 1e-3, 500 steps,
-32 inputs a task and step. The guard is ours; `guard=0` leaves it out, as the paper does. It fails where the merge at the
-prior is little better than chance, and where inputs are few and of few classes. Buffers stay the base's.
+32 inputs a task and step. The guard is ours, and `guard=0` leaves it out; 0.99 stopped merges of the views zoo before
+their accuracy fell by three points, and let those of the gloss zoo learn on. It takes classes for about as even in the
+inputs as predictions are at the start: where they are not, a merge that rightly becomes sure is stopped, and `guard` is
+to be lower. What keeps classes in proportion is not seen. Buffers (BatchNorm statistics) stay the base's.
 
 >>> base = nn.Linear(2, 2)
 >>> donors = {f"task{i}": nn.Linear(2, 2) for i in range(2)}
@@ -78,7 +79,7 @@ class AdaMerging(Remedy):
         optimizer: of the coefficients.
         steps: how many.
         batch: inputs of each stream a step.
-        guard: least entropy of the mean prediction, as a share of what it is at the start; 0 does not guard.
+        guard: least entropy of the mean prediction, as a share of that at the start; 0 does not guard.
         guard_every: steps between two looks.
         guard_samples: inputs of each stream that are looked at.
     """
@@ -91,9 +92,9 @@ class AdaMerging(Remedy):
     optimizer: Optimizer = Adam(lr=1e-3)
     steps: Count = 500
     batch: Count = 32
-    guard: Fraction = 0.9
+    guard: Fraction = 0.99
     guard_every: Count = 10
-    guard_samples: Count = 256
+    guard_samples: Count = 128
 
     card: ClassVar[Card] = Card(
         id="S312", paper="Yang et al., AdaMerging, ICLR 2024", handles=frozenset({"tasks", "covariate"}),
@@ -124,23 +125,22 @@ class AdaMerging(Remedy):
         if self.density is not None and vectors:
             vectors = agreeing(vectors, self.density)
         combination = Combination(model, vectors, "tensor" if self.granularity == "layer" else "model")
-        streams, looked = self._streams(combination, world), list[tuple[float, int, Tensor]]()
-        raw = {"lambda": combination.constant(self.prior)}
-        state, starts, stopped, step = Bag(), None, "", 0
+        streams = self._streams(combination, world)
+        looked: list[tuple[float, int, Tensor]] = []
+        raw, state = {"lambda": combination.constant(self.prior)}, Bag()
+        start, stopped, step = 0.0, "", 0
         self.optimizer.begin(raw, state)
         for step in range(self.steps + 1):
             now = raw["lambda"].clamp(0, 1)
             combination.write(now)
             if self.guard and (step % self.guard_every == 0 or step == self.steps):
                 spread, entropy = self._look(streams, run)
-                starts = spread if starts is None else starts
-                for name, least in starts.items():
-                    if not spread[name] >= self.guard * least:
-                        stopped = f"entropy of the mean prediction on {name} fell from {least:.3g} to {spread[name]:.3g}"
-                if stopped:
+                start = spread if step == 0 else start
+                if not spread >= self.guard * start:
+                    stopped = f"the entropy of the mean prediction fell from {start:.4g} to {spread:.4g}"
                     break
                 # Of equal ones the earliest, which has moved least.
-                looked.append((sum(spread.values()) - sum(entropy.values()), -step, now.clone()))
+                looked.append((spread - entropy, -step, now.clone()))
             if step == self.steps:
                 break
             with combination.gradient() as gradient:
@@ -151,7 +151,7 @@ class AdaMerging(Remedy):
         final = raw["lambda"].clamp(0, 1)
         if stopped:
             _, back, final = max(looked, key=lambda seen: seen[:2])
-            stopped = f"{stopped} by step {step}; the coefficients of step {-back} were taken"
+            stopped = f"{stopped} nats by step {step}; the coefficients of step {-back} were taken"
             run.emit("AdaMerging stopped", step, self.steps, why=stopped)
         return Learned(combination.result(final), final, tuple(world.models), combination.blocks, step, stopped)
 
@@ -182,14 +182,14 @@ class AdaMerging(Remedy):
         return float(loss.detach())
 
     @torch.no_grad()
-    def _look(self, streams: Mapping[str, Any], run: Run) -> tuple[dict[str, float], dict[str, float]]:
-        """For each stream, the entropy of the mean prediction and the mean entropy of predictions."""
-        spread, entropy = {}, {}
+    def _look(self, streams: Mapping[str, Any], run: Run) -> tuple[float, float]:
+        """Entropy of the mean prediction, and mean entropy of predictions; each a mean over streams."""
+        spread = entropy = 0.0
         for name, (call, data) in streams.items():
-            logits = call(_drawn(data, self.guard_samples, run.rng("AdaMerging.guard", name)))
-            mean = logits.double().softmax(1).mean(0, keepdim=True)
-            spread[name] = float(-(mean * mean.clamp(min=1e-300).log()).sum())
-            entropy[name] = float(softmax_entropy(logits.double()).mean())
+            logits = call(_drawn(data, self.guard_samples, run.rng("AdaMerging.guard", name))).double()
+            mean = logits.softmax(1).mean(0)
+            spread -= float(torch.xlogy(mean, mean).sum()) / len(streams)
+            entropy += float(softmax_entropy(logits).mean()) / len(streams)
         return spread, entropy
 
 
