@@ -42,7 +42,7 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import AdaMerging
+from homeostat.merge import ATLAS, AdaMerging
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -145,6 +145,7 @@ def scans() -> World:
 MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
 """For remedies that take no classifier."""
 CHEAPER: dict[str, Any] = {
+    "ATLAS": ATLAS(epochs=1),
     "AdaMerging": AdaMerging(steps=20),
     "CoTTA": CoTTA(views=3),
     "MEMO": MEMO(views=2),
@@ -157,6 +158,7 @@ WORLDS = {
     "ConditionalUnrolled": scans,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
+    "ATLAS": donors,
     "AdaMerging": donors,
     "TIES": donors,
 }

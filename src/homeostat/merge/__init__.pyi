@@ -1,4 +1,5 @@
 from .adamerging import AdaMerging as AdaMerging
+from .atlas import ATLAS as ATLAS
 from .coefficients import (
     Combination as Combination,
     Learned as Learned,
