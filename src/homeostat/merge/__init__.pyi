@@ -7,6 +7,14 @@ from .coefficients import (
     combine as combine,
     task_vectors as task_vectors,
 )
+from .diagnosis import (
+    cosine as cosine,
+    diagnose as diagnose,
+    recovered as recovered,
+    sign_conflict as sign_conflict,
+    subspace_alignment as subspace_alignment,
+    variance_ratio as variance_ratio,
+)
 from .encoder_tail import EncoderTail as EncoderTail
 from .heads import with_head as with_head
 from .ties import TIES as TIES, check_donors as check_donors, merge_ties as merge_ties
