@@ -1,8 +1,8 @@
 """S312 AdaMerging: coefficients of a merge from unlabelled inputs alone (Yang et al., ICLR 2024).
 
 The paper merges eight fine-tuned ViT-B/32. Task arithmetic with its scale tuned on labels reaches 69.1 %, AdaMerging
-71.1 % with a coefficient a task and 80.2 % with one a task and layer, 81.1 % with trimmed task vectors; and it keeps its
-lead where inputs are corrupted. Its own risk is collapse: entropy is also low where all inputs get one answer.
+71.1 % with a coefficient a task and 80.2 % with one a task and layer, 81.1 % with trimmed task vectors; and it keeps
+its lead where inputs are corrupted. Its own risk is collapse: entropy is also low where all inputs get one answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GLOSSES = (Glosses(length=12, shuffle=0, stop=57_000),)
 VIEWS = (FashionMNIST("train", start=20_000, stop=40_000), FashionMNIST("train", start=40_000))
 TUNED = (
     "the learning rate, among 1e-3 and 1e-2, and the strength of fine-tuning, so that donors gain 15 points, on other "
-    "texts with seed 100; the scale of task arithmetic, for each seed, on labelled texts that do not judge; else nothing"
+    "texts with seed 100; the scale of task arithmetic, for each seed, on labelled texts that judge nothing"
 )
 TUNED_VIEWS = "the guard's threshold, on other images with seeds 0 and 100 to 103; else nothing"
 SHRUNK = (

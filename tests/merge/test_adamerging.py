@@ -28,7 +28,9 @@ def plain_adamerging(
         clamped = coefficients.clamp(0, 1)
         merged = {}
         for i, (name, start) in enumerate(base.items()):
-            merged[name] = start + sum(c[i if tensorwise else 0] * v[name] for c, v in zip(clamped, vectors, strict=True))
+            merged[name] = start + sum(
+                c[i if tensorwise else 0] * v[name] for c, v in zip(clamped, vectors, strict=True)
+            )
         loss = torch.tensor(0.0, dtype=torch.float64)
         for call, x in zip(calls, batch, strict=True):
             p = call(merged, x).softmax(1)
@@ -55,7 +57,7 @@ def trunk_and_donors() -> tuple[nn.Module, dict[str, nn.Module], dict[str, Tenso
         head = nn.Linear(4, classes).double()
         with torch.no_grad():
             head.weight.copy_(torch.randn(classes, 4, generator=generator))
-        donors[name] = nn.Sequential(*tuned, head)
+        donors[name] = nn.Sequential(*tuned.children(), head)
         parts[name] = Tensors(torch.randn(40, 6, generator=generator, dtype=torch.float64))
     return trunk, donors, parts
 
@@ -67,7 +69,13 @@ def test_coefficients_equal_those_of_the_definition_for_tasks_with_heads_of_thei
     trunk, donors, parts = trunk_and_donors()
     run, steps, lr = Run(seed=4), 25, 0.05
     learned = AdaMerging(
-        granularity=granularity, density=density, streams="parts", steps=steps, batch=8, guard=0.0, optimizer=Adam(lr=lr)
+        granularity=granularity,
+        density=density,
+        streams="parts",
+        steps=steps,
+        batch=8,
+        guard=0.0,
+        optimizer=Adam(lr=lr),
     ).learn(trunk, World(models=donors, parts=parts), run=run)
 
     stacks = task_vectors(trunk, donors)

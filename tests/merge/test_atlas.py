@@ -200,7 +200,7 @@ def test_worlds_that_do_not_fit_are_refused_with_what_to_do():
         ATLAS("negation")(net, world.replace(source=None))
     with pytest.raises(MissingPart, match="no label of target is known"):
         ATLAS()(net, world.replace(target=(x, torch.full((48,), UNKNOWN))))
-    with pytest.raises(InputError, match="outside 0..2"):
+    with pytest.raises(InputError, match=r"outside 0\.\.2"):
         ATLAS()(net, world.replace(target=(x, torch.full((48,), 7))))
     with pytest.raises(InputError, match="empty"):
         ATLAS("entropy")(net, world.replace(target=Tensors(torch.zeros(0, 1, 8, 8))))

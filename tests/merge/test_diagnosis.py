@@ -106,6 +106,8 @@ def test_recovered_is_zero_for_the_base_one_for_the_donor_and_negative_for_what_
     values = [recovered(base, net, {"a": donor}, {"a": x}) for net in (base, donor, lost)]
     assert [reading.value for reading in values] == [0.0, 1.0, -1.0]
     assert [reading.finding.detected for reading in values] == [False, True, False]
-    assert recovered(donor, lost, {"a": donor}, {"a": x}).value == -1.0, "a base that answers as the donor can only lose"
+    assert recovered(donor, lost, {"a": donor}, {"a": x}).value == -1.0, (
+        "a base that answers as the donor can only lose"
+    )
     with pytest.raises(InputError, match="none of a"):
         recovered(base, donor, {"a": donor}, {"b": x})

@@ -42,7 +42,7 @@ def test_measures_are_what_their_names_say():
     assert zoo.accuracies(zoo.base) == {"low": pytest.approx(0.8), "high": pytest.approx(0.4)}
     assert zoo.alone() == {"low": 1.0, "high": pytest.approx(0.9)}
     merged = combine(zoo.base, zoo.donors, 0.4)  # cuts at 0.28
-    assert zoo.accuracies(merged) == {"low": pytest.approx(0.9), "high": pytest.approx(0.7)} 
+    assert zoo.accuracies(merged) == {"low": pytest.approx(0.9), "high": pytest.approx(0.7)}
     assert zoo.accuracy(merged) == pytest.approx(0.8)
     assert zoo.normalised(merged) == pytest.approx((0.9 / 1.0 + 0.7 / 0.9) / 2)
     assert zoo.improvement(merged) == pytest.approx((0.8 - 0.6) / (0.95 - 0.6))
@@ -117,5 +117,5 @@ def test_the_zoo_of_definitions_has_a_frozen_head_of_its_own_for_each_task(tmp_p
     again = gloss_zoo(data, run=run, tasks={k: TASKS[k] for k in ("things", "deeds", "speech")}, epochs=1, **sizes)
     assert torch.equal(again.test["deeds"].load().x["states"], zoo.test["deeds"].load().x["states"])
     assert len(list(tmp_path.glob("states-*.safetensors"))) == 1
-    with pytest.raises(InputError, match="deeds: .* are wanted"):
+    with pytest.raises(InputError, match=r"deeds: .* are wanted"):
         gloss_zoo(data, tasks={"deeds": TASKS["deeds"]})

@@ -14,7 +14,8 @@ entries and rid of those that are outvoted, as TIES does: AdaMerging++, for whic
 Where tasks share their head, inputs of any task may come as `world.target`. With `streams="parts"` every donor's inputs
 come as the part of its own name, and `heads` names the parameters that each task keeps as its own:
 
-    World(models={"cars": a, "signs": b}, parts={"cars": x, "signs": x2})      AdaMerging(streams="parts", heads=("head.*",))
+    world = World(models={"cars": a, "signs": b}, parts={"cars": x_cars, "signs": x_signs})
+    merged = AdaMerging(streams="parts", heads=("head.*",))(base, world)
 
 The result then has the base's head; `with_head(merged, donor, heads)` is the network of one task.
 
@@ -105,7 +106,7 @@ class AdaMerging(Remedy):
         super().__post_init__()
         if self.heads and self.streams == "target":
             raise SpecError(
-                "heads of their own need to know whose inputs are whose: streams='parts', and a part of each donor's name"
+                "with heads of their own it must be known whose inputs are whose: streams='parts', a part a donor"
             )
 
     def needs(self) -> frozenset[str]:
@@ -144,7 +145,9 @@ class AdaMerging(Remedy):
             if step == self.steps:
                 break
             with combination.gradient() as gradient:
-                losses = {name: self._loss(*stream, run.rng("AdaMerging", name, step)) for name, stream in streams.items()}
+                losses = {
+                    name: self._loss(*stream, run.rng("AdaMerging", name, step)) for name, stream in streams.items()
+                }
             inside = (raw["lambda"] >= 0) & (raw["lambda"] <= 1)
             self.optimizer.update(raw, {"lambda": gradient * inside}, state)
             run.emit("AdaMerging", step, self.steps, **losses)

@@ -17,12 +17,13 @@ tensors of other dimensions at the base's values; here they keep one coefficient
     "pseudo"      cross-entropy to one's own labels on `world.target` (FixMatch): those of the base for the `trusted`
                   samples of each class that it is surest of, a quarter of each batch; for the others the present ones,
                   where their probability is above `threshold`. With `views`, of a random view of the sample
-    "negation"    cross-entropy on `world.source` less that on `world.target`: unlearns the task of the target, for which
-                  a donor of that very task is given, and keeps what the source stands for
+    "negation"    cross-entropy on `world.source` less that on `world.target`: unlearns the task of the target, for
+                  which a donor of that very task is given, and keeps what the source stands for
 
 Where `world.calibration` has labels, c of the best epoch on them is taken, and 0 if none is better than the base (the
-paper's use of a validation split); else that of the last epoch. For "negation" it is the epoch of the lowest accuracy on
-the target among those that keep `control` of the base's accuracy on the source; it ends with the first that does not.
+paper's use of a validation split); else that of the last epoch. For "negation" it is the epoch of the lowest accuracy
+on the target among those that keep `control` of the base's accuracy on the source; it ends with the first that does
+not.
 
 Defaults are the official code's: AdamW with rate 0.1 (not 1e-3) and decay 0.1, half a cosine, batches of 128, gradients
 clipped at norm 1, 10 epochs of at least 10 batches, threshold 0.99, control 0.95. The paper's pruning of blocks by a

@@ -10,7 +10,7 @@ with donors t = 1..T and task vectors tau_t = theta_t - theta_0, and to know how
 
 `Combination` does both without a graph through the merge. Weights are written in place; an ordinary backward pass gives
 each parameter's gradient, which is multiplied with that parameter's T task vectors and freed at once, before the next
-parameter's is there. Memory is that of one network, the task vectors and one gradient. Task vectors may be of less
+parameter's is there. Memory is that of one network, the task vectors and one gradient. Task vectors may have less
 precision than the network, or lie in a file (`core.weights.Weights`), and are then read a tensor at a time.
 
 A block is a parameter tensor (`per="tensor"`), the whole network (`"model"`), or, with `groups` = K, one of K random
@@ -75,8 +75,7 @@ def task_vectors(
         By name, on the base's device; parameters that no donor changed are left out.
 
     Raises:
-        InputError: there are no donors. CheckpointError: they lack tensors, or these are of another shape.
-        NonFiniteError: they hold NaN or infinity.
+        InputError: there are no donors. CheckpointError: they do not fit. NonFiniteError: they hold NaN or infinity.
     """
     start = mergeable(base, skip)
     if not donors:
@@ -94,7 +93,7 @@ def task_vectors(
     found = {}
     for name, tensor in start.items():
         wide = wide_dtype(tensor.dtype)
-        rows = [(read[donor][name].to(tensor.device, wide) - tensor.to(wide)) for donor in read]
+        rows = [read[donor][name].to(tensor.device, wide) - tensor.to(wide) for donor in read]
         stack = torch.stack([row.to(dtype or wide) for row in rows])
         if not bool(torch.isfinite(stack).all()):
             bad = [d for d, row in zip(read, stack, strict=True) if not bool(torch.isfinite(row).all())]
@@ -107,9 +106,9 @@ def task_vectors(
 def agreeing(vectors: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
     """Task vectors with their small and their outvoted entries set to 0, as AdaMerging++ has them.
 
-    Of each donor the share `density` of the entries largest in size is kept, over all tensors together (with those as
-    large as the smallest kept); the sign of the kept entries' sum over donors is elected, an even vote taking the
-    majority's; entries of the other sign go.
+    Of each donor the share `density` of its entries is kept, over all tensors together: the largest in size, and those
+    as large as the smallest of them (the official code keeps one more). The sign of the kept entries' sum over donors is
+    elected, an even vote taking the majority's, and entries of the other sign go.
 
     Args:
         vectors: `[donors, *shape]` by name.
@@ -201,7 +200,7 @@ class Combination:
                 self._masks[base.shape] = drawn.to(base.device)
         self.blocks = tuple(names)
         widest = max((wide_dtype(b.dtype) for b in self._base.values()), key=lambda d: torch.finfo(d).bits)
-        self.tasks, self.dtype, self.device = len(next(iter(vectors.values()))), widest, device_of(self.network)
+        self.tasks, self.dtype, self.device = len(vectors[next(iter(vectors))]), widest, device_of(self.network)
 
     def constant(self, value: float) -> Tensor:
         """Coefficients that are all the same."""
@@ -209,11 +208,7 @@ class Combination:
 
     @torch.no_grad()
     def write(self, coefficients: Tensor) -> None:
-        """Set the network's weights in place.
-
-        Args:
-            coefficients: `[donors, blocks]`.
-        """
+        """Set the network's weights in place, to coefficients `[donors, blocks]`."""
         if coefficients.shape != (self.tasks, len(self.blocks)):
             wanted = (self.tasks, len(self.blocks))
             raise InputError(f"coefficients are {tuple(coefficients.shape)}; {wanted} (donors, blocks) is wanted")
@@ -297,5 +292,7 @@ def combine(
     combination = Combination(model, vectors, per="model")
     scales = [float(scale)] * len(donors) if isinstance(scale, (int, float)) else list(scale)
     if len(scales) != len(donors):
-        raise InputError(f"there are {len(donors)} donors and {len(scales)} scales; one each, or one for all, is wanted")
+        raise InputError(
+            f"there are {len(donors)} donors and {len(scales)} scales; one each, or one for all, is wanted"
+        )
     return combination.result(torch.tensor(scales, dtype=combination.dtype, device=combination.device)[:, None])

@@ -2,8 +2,8 @@
 
 With task vectors tau_t = theta_t - theta_0, t = 1..T, over all merged parameters together or matrix by matrix:
 
-    cosine             mean over pairs of cos(tau_s, tau_t). About 0 where tasks change different things, above where they
-                       share, below where one undoes the other.
+    cosine             mean over pairs of cos(tau_s, tau_t). About 0 where tasks change different things, above where
+                       they share, below where one undoes the other.
     sign conflict      of the entries that two or more donors keep when each keeps its `density` largest, the share
                        whose signs differ. 0.5 for two independent donors, more for more.
     subspace alignment ||U_k U_k^T Delta_t||_F / ||Delta_t||_F for a matrix's Delta_t, where U_k are the first k left
@@ -20,9 +20,9 @@ With task vectors tau_t = theta_t - theta_0, t = 1..T, over all merged parameter
 The first three need no data and no merge, and say how donors relate, not whether merging pays: on three zoos where
 tuned task arithmetic made 0.03, 0.12 and 0.85 of the way from the base's accuracy to the donors', cosines were 0.13,
 0.06, 0.01, sign conflicts 0.46, 0.52, 0.55 and alignments 0.95, 0.95, 0.94. Variance ratios of the average were 0.64,
-0.88, 0.95. What answers the question without labels is `recovered`, of any merge at hand: for six merges that made -0.44,
-0.03, 0.09, 0.12, 0.41 and 0.85 of the way it read -0.09, 0.14, 0.22, 0.27, 0.29 and 0.64. Every reading has one number a
-donor, pair, tensor, layer or task in `arrays`.
+0.88, 0.95. What answers the question without labels is `recovered`, of any merge at hand: for six merges that made
+-0.44, 0.03, 0.09, 0.12, 0.41 and 0.85 of the way it read -0.09, 0.14, 0.22, 0.27, 0.29 and 0.64. Every reading has one
+number a donor, pair, tensor, layer or task in `arrays`.
 
 >>> base = nn.Linear(2, 1, bias=False)
 >>> _ = nn.init.zeros_(base.weight)
@@ -112,7 +112,7 @@ def cosine(vectors: Vectors) -> Reading:
 
 
 def sign_conflict(vectors: Vectors, density: float = 0.2) -> Reading:
-    """Share of the entries kept by two donors or more in which their signs differ; `arrays["tensor"]` has each tensor's.
+    """Share of the entries kept by two donors or more in which signs differ; `arrays["tensor"]` has each tensor's.
 
     Args:
         vectors: `[donors, *shape]` by name, see `task_vectors`.
@@ -188,13 +188,17 @@ def recovered(
         found.append((now - start) / (1 - start) if start < 1 else min(0.0, now - start))
     each = torch.tensor(found, dtype=torch.float64)
     value, least = float(each.mean()), list(donors)[int(each.argmin())]
-    text = f"The merge makes {value:.2f} of the way from the base's answers to its donors', for {least} {min(found):.2f}."
+    text = (
+        f"The merge makes {value:.2f} of the way from the base's answers to its donors', for {least} {min(found):.2f}."
+    )
     finding = Finding("merging pays", value > 0, (least,), effect=value, text=text)
     return Reading("recovered", value, unit="fraction", better="higher", finding=finding, arrays={"task": each})
 
 
 @torch.no_grad()
-def variance_ratio(merged: nn.Module, donors: Mapping[str, nn.Module], data: Any, collapsed: float = COLLAPSED) -> Reading:
+def variance_ratio(
+    merged: nn.Module, donors: Mapping[str, nn.Module], data: Any, collapsed: float = COLLAPSED
+) -> Reading:
     """Variance of the merge's layers relative to that of its donors'; `arrays["layer"]` has each layer's, in order.
 
     Args:
@@ -225,7 +229,9 @@ def _variances(network: nn.Module, data: Data) -> dict[str, Tensor]:
         def hook(module: nn.Module, args: Any, out: Tensor) -> None:
             units = out.movedim(1, -1) if out.ndim > 2 and not isinstance(module, nn.Linear) else out
             flat = units.flatten(0, -2).double()
-            seen.setdefault(name, []).append(torch.stack([torch.ones_like(flat).sum(0), flat.sum(0), flat.square().sum(0)]))
+            seen.setdefault(name, []).append(
+                torch.stack([torch.ones_like(flat).sum(0), flat.sum(0), flat.square().sum(0)])
+            )
 
         return hook
 

@@ -69,7 +69,8 @@ class EncoderTail(Part):
         first = list(encoder.encoder.layer)[: len(encoder.encoder.layer) - depth]
         made = []
         for batch in data.batches(size):
-            tokens, mask = batch.x["input_ids"], batch.x["attention_mask"]  # type: ignore[index,call-overload]
+            x: Any = batch.x
+            tokens, mask = x["input_ids"], x["attention_mask"]
             made.append(_through(first, encoder.embeddings(input_ids=tokens), mask.float()))
         whole = data.load()
         return Tensors({"states": torch.cat(made), "mask": whole.x["attention_mask"]}, whole.y, whole.id)  # type: ignore[index,call-overload]

@@ -1,7 +1,7 @@
 """A head for each task over one merged network.
 
-Donors that were fine-tuned for tasks of their own labels have heads of their own, which cannot be merged. What is merged
-lies below them; `with_head` gives a donor's network over the merged weights, its head aside.
+Donors that were fine-tuned for tasks of their own labels have heads of their own, which cannot be merged. What is
+merged lies below them; `with_head` gives a donor's network over the merged weights, its head aside.
 
 >>> trunk, donor = nn.Sequential(nn.Linear(2, 4)), nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3))
 >>> made = with_head(trunk, donor)
@@ -22,7 +22,9 @@ from homeostat.core.fork import Pattern, fork, matches
 from homeostat.core.weights import as_weights
 
 
-def with_head(merged: nn.Module, donor: nn.Module | Mapping[str, Tensor] | str | Path, heads: Pattern = ()) -> nn.Module:
+def with_head(
+    merged: nn.Module, donor: nn.Module | Mapping[str, Tensor] | str | Path, heads: Pattern = ()
+) -> nn.Module:
     """A donor's network whose weights are the merged ones, except for its head.
 
     Args:

@@ -1,8 +1,8 @@
 """Merge zoos: a weak base, networks fine-tuned from it for several tasks, and the data that tune and judge merges.
 
-Differences between merging methods show where the base is weak at the tasks (accuracy about 0.5), fine-tuning helps each
-much, and tasks conflict. Where the base is strong all methods tie; on tiny networks far from it all fall below it. These
-zoos lie in between and are made in a minute or less:
+Differences between merging methods show where the base is weak at the tasks (accuracy about 0.5), fine-tuning helps
+each much, and tasks conflict. Where the base is strong all methods tie; on tiny networks far from it all fall below it.
+These zoos lie in between and are made in a minute or less:
 
 - `views_zoo`: eight views (four turns, half of them mirrored) of small grey images, and a perceptron whose one head is
   frozen and shared. A view is a task.
