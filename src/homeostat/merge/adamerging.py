@@ -146,11 +146,16 @@ class AdaMerging(Remedy):
                 break
             with combination.gradient() as gradient:
                 losses = {
-                    name: self._loss(*stream, run.rng("AdaMerging", name, step)) for name, stream in streams.items()
+                    name: softmax_entropy(call(_drawn(data, self.batch, run.rng("AdaMerging", name, step)))).mean()
+                    for name, (call, data) in streams.items()
                 }
+                total = torch.stack(list(losses.values())).sum()
+                if not bool(torch.isfinite(total)):
+                    raise NonFiniteError(f"the entropy is {total.item()} at step {step}; look at the inputs and donors")
+                total.backward()
             inside = (raw["lambda"] >= 0) & (raw["lambda"] <= 1)
             self.optimizer.update(raw, {"lambda": gradient * inside}, state)
-            run.emit("AdaMerging", step, self.steps, **losses)
+            run.emit("AdaMerging", step, self.steps, **{name: float(loss.detach()) for name, loss in losses.items()})
         final = raw["lambda"].clamp(0, 1)
         if stopped:
             _, back, final = max(looked, key=lambda seen: seen[:2])
@@ -175,14 +180,6 @@ class AdaMerging(Remedy):
             if len(one) == 0:
                 raise InputError(f"the inputs of {name} are empty; at least one is needed")
         return {name: (_classifier(calls[name]), data[name]) for name in data}
-
-    def _loss(self, call: Callable[[Any], Any], data: Data, generator: torch.Generator) -> float:
-        """Mean entropy of a random batch, after its backward pass."""
-        loss = softmax_entropy(call(_drawn(data, self.batch, generator))).mean()
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"the entropy is {loss.item()}; look at the inputs and the donors")
-        loss.backward()
-        return float(loss.detach())
 
     @torch.no_grad()
     def _look(self, streams: Mapping[str, Any], run: Run) -> tuple[float, float]:

@@ -145,9 +145,12 @@ class ATLAS(Remedy):
             others = _rows_forever(0 if source is None else len(source), size, run, epoch)
             for rows in _rows(len(target), size, run.rng("ATLAS", epoch)):
                 with combination.gradient() as gradient:
-                    self._loss(combination.network, target, rows, trust, run.rng("ATLAS.views", step))
+                    loss = self._loss(combination.network, target, rows, trust, run.rng("ATLAS.views", step))
                     if source is not None:
-                        self._backward(F.cross_entropy(*_seen(combination.network, source.fetch(next(others)))))
+                        loss = F.cross_entropy(*_seen(combination.network, source.fetch(next(others)))) - loss
+                    if not bool(torch.isfinite(loss)):
+                        raise NonFiniteError(f"the loss is {loss.item()} at step {step}; lower the learning rate")
+                    loss.backward()
                 gradient *= (self.clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
                 scale = self.schedule.factor(step, self.epochs * per_epoch)
                 self.optimizer.update(raw, {"c": gradient}, state, scale=scale)
@@ -162,8 +165,8 @@ class ATLAS(Remedy):
                 break
         return Learned(combination.result(best), best, tuple(world.models), combination.blocks, step, stopped)
 
-    def _loss(self, network: nn.Module, data: Data, rows: Tensor, trust: Any, generator: torch.Generator) -> None:
-        """One backward pass of the objective on the target."""
+    def _loss(self, network: nn.Module, data: Data, rows: Tensor, trust: Any, generator: torch.Generator) -> Tensor:
+        """What is lowered on the target; with a source, what is raised."""
         if trust is not None:
             few, labels = trust
             chosen = few[torch.randint(len(few), (max(1, len(rows) // 4),), generator=generator)]
@@ -176,17 +179,10 @@ class ATLAS(Remedy):
             own = torch.where(sure.to(p.device), labels[rows].to(p.device), own)
             seen = batch if self.views is None else batch.replace(x=self.views(batch.x, generator))  # type: ignore[arg-type]
             each = F.cross_entropy(_logits(network, seen), own, reduction="none")
-            self._backward((each * used).mean())
-        elif self.objective == "entropy":
-            self._backward(softmax_entropy(_logits(network, data.fetch(rows))).mean())
-        else:
-            loss = F.cross_entropy(*_seen(network, data.fetch(rows)))
-            self._backward(-loss if self.objective == "negation" else loss)
-
-    def _backward(self, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteError(f"the loss is {loss.item()}; look at the inputs, or lower the learning rate")
-        loss.backward()
+            return (each * used).mean()
+        if self.objective == "entropy":
+            return softmax_entropy(_logits(network, data.fetch(rows))).mean()
+        return F.cross_entropy(*_seen(network, data.fetch(rows)))
 
     @torch.no_grad()
     def _trusted(self, network: nn.Module, data: Data) -> tuple[Tensor, Tensor]:

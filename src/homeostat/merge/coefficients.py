@@ -107,8 +107,8 @@ def agreeing(vectors: Mapping[str, Tensor], density: float) -> dict[str, Tensor]
     """Task vectors with their small and their outvoted entries set to 0, as AdaMerging++ has them.
 
     Of each donor the share `density` of its entries is kept, over all tensors together: the largest in size, and those
-    as large as the smallest of them (the official code keeps one more). The sign of the kept entries' sum over donors is
-    elected, an even vote taking the majority's, and entries of the other sign go.
+    as large as the smallest of them (the official code keeps one more). The sign of the kept entries' sum over donors
+    is elected, an even vote taking the majority's, and entries of the other sign go.
 
     Args:
         vectors: `[donors, *shape]` by name.
@@ -226,7 +226,10 @@ class Combination:
 
     @contextmanager
     def gradient(self) -> Iterator[Tensor]:
-        """Inside, every backward pass adds the coefficients' gradient to what is yielded, `[donors, blocks]`."""
+        """Inside, every backward pass adds the coefficients' gradient to what is yielded, `[donors, blocks]`.
+
+        Each pass reads all task vectors: one backward pass of summed losses is cheaper than several.
+        """
         total = self.constant(0.0)
         parameters = {name: self.network.get_parameter(name) for name in self._base}
         hooks = [
