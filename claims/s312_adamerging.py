@@ -25,7 +25,7 @@ TUNED = (
     "the learning rate, among 1e-3 and 1e-2, and the strength of fine-tuning, so that donors gain 15 points, on other "
     "texts with seed 100; the scale of task arithmetic, for each seed, on labelled texts that judge nothing"
 )
-TUNED_VIEWS = "the guard's threshold, on other images with seeds 0 and 100 to 103; else nothing"
+TUNED_VIEWS = "the guard's threshold and choice, on other images with seeds 0 and 100 to 109; else nothing"
 SHRUNK = (
     "five partitions of WordNet's definitions and the last layer of MiniLM, whose heads are frozen and the tasks' own, "
     "in place of eight data sets and CLIP's ViT-B/32; 80 steps at 1e-2 on 16 texts a task, from 1 / 5, in place of 500 "
