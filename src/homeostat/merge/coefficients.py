@@ -74,8 +74,7 @@ def task_vectors(
     Returns:
         By name, on the base's device; parameters that no donor changed are left out.
 
-    Raises:
-        InputError: there are no donors. CheckpointError: they do not fit. NonFiniteError: they hold NaN or infinity.
+    Raises: InputError, CheckpointError or NonFiniteError: there are no donors, they do not fit, they are not finite.
     """
     start = mergeable(base, skip)
     if not donors:
