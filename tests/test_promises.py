@@ -44,6 +44,7 @@ from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
 from homeostat.merge import D2NWG, SWS, Merge, MultiLevel
 from homeostat.nn import SmallViT
+from homeostat.merge import ATLAS, AdaMerging
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -174,6 +175,8 @@ MODELS: dict[str, nn.Module] = {
 }
 """For remedies that take no classifier."""
 CHEAPER: dict[str, Any] = {
+    "ATLAS": ATLAS(epochs=1),
+    "AdaMerging": AdaMerging(steps=20),
     "CoTTA": CoTTA(views=3),
     "MEMO": MEMO(views=2),
     "PETAL": PETAL(views=3),
@@ -189,6 +192,8 @@ WORLDS = {
     "LabelShiftAdapter": skewed,
     **dict.fromkeys(("FisherMerge", "RegMean", *(cls.__name__ for cls in spec.registered(Merge))), donors),
     "SWS": with_a_teacher,
+    "ATLAS": donors,
+    "AdaMerging": donors,
     "TIES": donors,
 }
 
