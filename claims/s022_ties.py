@@ -11,7 +11,7 @@ from torch import nn
 from homeostat import Data, Run
 from homeostat.data import FashionMNIST, Glosses
 from homeostat.evidence import claim
-from homeostat.merge import TIES, Zoo, combine, gloss_zoo, views_zoo
+from homeostat.merge import TIES, TaskArithmetic, Zoo, gloss_zoo, views_zoo
 
 DATA = (FashionMNIST("train", stop=20_000), FashionMNIST("test"))
 GLOSSES = (Glosses(length=12, shuffle=0, stop=57_000),)
@@ -37,7 +37,7 @@ SCALES = {"TIES": [0.8 + 0.2 * i for i in range(9)], "task arithmetic": [0.1 * i
 
 def merged(name: str, zoo: Zoo, scale: float) -> nn.Module:
     if name == "task arithmetic":
-        return combine(zoo.base, zoo.donors, scale)
+        return TaskArithmetic(scale=scale)(zoo.base, zoo.world())
     return TIES(scale=scale, skip=() if zoo.own_heads else ("linear.*",))(zoo.base, zoo.world())
 
 

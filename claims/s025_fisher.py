@@ -53,8 +53,8 @@ def eight_views(run: Run, train: Data, test: Data) -> dict[str, float]:
 
 @claim(
     "S025",
-    says="Of two networks fine-tuned on five classes each, the average by Fisher information is at least as accurate on "
-    "all ten as the plain one.",
+    says="Of two networks fine-tuned on five classes each, the average by Fisher information is at least as accurate "
+    "on all ten as the plain one.",
     ours="Fisher", baseline="average", metric="accuracy", least=0.0, tier="a minute", data=DATA, tuned="nothing",
     shrunk=SHRUNK_HALVES,
 )  # fmt: skip

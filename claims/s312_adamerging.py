@@ -16,7 +16,7 @@ from torch import nn
 from homeostat import Data, Run, Tensors
 from homeostat.data import FashionMNIST, Glosses
 from homeostat.evidence import claim
-from homeostat.merge import AdaMerging, Zoo, combine, gloss_zoo, views_zoo
+from homeostat.merge import AdaMerging, TaskArithmetic, Zoo, gloss_zoo, views_zoo
 from homeostat.nn import Adam
 
 GLOSSES = (Glosses(length=12, shuffle=0, stop=57_000),)
@@ -46,8 +46,12 @@ def learned(zoo: Zoo, run: Run, inputs: Mapping[str, Data] | None = None, **chan
     return remedy.replace(**changes)(zoo.base, zoo.world(inputs), run=run)
 
 
+def added(zoo: Zoo, scale: float) -> nn.Module:
+    return TaskArithmetic(scale=scale)(zoo.base, zoo.world())
+
+
 def tuned_arithmetic(zoo: Zoo) -> nn.Module:
-    return zoo.best(lambda scale: combine(zoo.base, zoo.donors, scale), SCALES)[1]
+    return zoo.best(lambda scale: added(zoo, scale), SCALES)[1]
 
 
 @claim(
@@ -62,7 +66,7 @@ def against_tuned_arithmetic(run: Run, texts: Data) -> dict[str, float]:
     return {
         "base": zoo.accuracy(zoo.base),
         "each alone": sum(zoo.alone().values()) / len(zoo.donors),
-        "averaging": zoo.accuracy(combine(zoo.base, zoo.donors, 1 / len(zoo.donors))),
+        "averaging": zoo.accuracy(added(zoo, 1 / len(zoo.donors))),
         "task arithmetic": zoo.accuracy(tuned_arithmetic(zoo)),
         "AdaMerging": zoo.accuracy(learned(zoo, run)),
     }
@@ -94,7 +98,7 @@ def on_corrupted_inputs(run: Run, texts: Data) -> dict[str, float]:
     zoo = gloss_zoo(texts, run=run)
     hidden = dataclasses.replace(zoo, test={task: gapped(data, run, task) for task, data in zoo.test.items()})
     return {
-        "averaging": hidden.accuracy(combine(zoo.base, zoo.donors, 1 / len(zoo.donors))),
+        "averaging": hidden.accuracy(added(zoo, 1 / len(zoo.donors))),
         "task arithmetic": hidden.accuracy(tuned_arithmetic(zoo)),
         "AdaMerging": hidden.accuracy(learned(hidden, run)),
     }
@@ -120,7 +124,7 @@ def the_guard(run: Run, train: Data, test: Data) -> dict[str, float]:
     zoo = views_zoo(train, test, run=run)
     return {
         "base": zoo.accuracy(zoo.base),
-        "averaging": zoo.accuracy(combine(zoo.base, zoo.donors, 1 / len(zoo.donors))),
+        "averaging": zoo.accuracy(added(zoo, 1 / len(zoo.donors))),
         "guarded": zoo.accuracy(learned(zoo, run, steps=100, guard_every=10)),
         "unguarded": zoo.accuracy(learned(zoo, run, steps=100, guard=0.0)),
     }

@@ -7,19 +7,17 @@ is explained by alignment: how much of each task's change lies in the directions
 
 from __future__ import annotations
 
-import dataclasses
-
 from torch import nn
 
 from homeostat import Data, Run
 from homeostat.data import FashionMNIST
 from homeostat.evidence import claim
-from homeostat.merge import TIES, IsoC, IsoCTS, Merge, TaskArithmetic, Zoo, subspace_alignment, views_zoo
+from homeostat.merge import TIES, IsoC, IsoCTS, Merge, TaskArithmetic, Zoo, subspace_alignment, task_vectors, views_zoo
 
 DATA = (FashionMNIST("train", stop=20_000), FashionMNIST("test"))
 TUNED = (
-    "the scale of each method, for each seed, on images that do not judge; the strength of fine-tuning as for S022; else "
-    "nothing"
+    "the scale of each method, for each seed, on images that do not judge; the strength of fine-tuning as for S022; "
+    "else nothing"
 )
 SHRUNK = (
     "eight views of Fashion-MNIST at 14x14 (turned and mirrored) and a perceptron of three layers of 256 whose "
@@ -36,13 +34,6 @@ METHODS: dict[str, type[Merge]] = {"Iso-C": IsoC, "Iso-CTS": IsoCTS, "TIES": TIE
 def tuned(zoo: Zoo, name: str) -> nn.Module:
     method = METHODS[name]
     return zoo.best(lambda scale: method(scale=scale, skip=HEAD)(zoo.base, zoo.world()), SCALES[name])[1]  # type: ignore[call-arg]
-
-
-def some(zoo: Zoo, count: int) -> Zoo:
-    """The zoo with its first tasks only."""
-    kept = list(zoo.donors)[:count]
-    parts = ("donors", "train", "tune", "test")
-    return dataclasses.replace(zoo, **{part: {task: getattr(zoo, part)[task] for task in kept} for part in parts})
 
 
 @claim(
@@ -66,7 +57,7 @@ def over_task_arithmetic(run: Run, train: Data, test: Data) -> dict[str, float]:
 def as_tasks_grow(run: Run, train: Data, test: Data) -> dict[str, float]:
     zoo, found = views_zoo(train, test, run=run), {}
     for count, called in ((2, "two tasks"), (4, "four tasks"), (8, "eight tasks")):
-        part = some(zoo, count)
+        part = zoo.some(count)
         found[called] = part.accuracy(tuned(part, "Iso-C")) - part.accuracy(tuned(part, "TIES"))
     return found
 
@@ -80,10 +71,11 @@ def as_tasks_grow(run: Run, train: Data, test: Data) -> dict[str, float]:
 )  # fmt: skip
 def alignment(run: Run, train: Data, test: Data) -> dict[str, float]:
     zoo = views_zoo(train, test, run=run)
-    found = {}
+    vectors, found = task_vectors(zoo.base, zoo.donors, HEAD), {}
     for name in ("Iso-C", "task arithmetic"):
         merged = METHODS[name](skip=HEAD)(zoo.base, zoo.world())
-        found[name] = [subspace_alignment(zoo.base, donor, merged) for donor in zoo.donors.values()]
+        change = {name: stack[0] for name, stack in task_vectors(zoo.base, {"merged": merged}, HEAD).items()}
+        found[name] = subspace_alignment(vectors, merged=change).arrays["donor"].tolist()
     gains = [a - b for a, b in zip(found["Iso-C"], found["task arithmetic"], strict=True)]
     return {
         "least gain of a task": min(gains), "no gain": 0.0,

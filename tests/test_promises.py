@@ -42,9 +42,8 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import D2NWG, SWS, Merge, MultiLevel
+from homeostat.merge import ATLAS, D2NWG, SWS, AdaMerging, Merge, MultiLevel
 from homeostat.nn import SmallViT
-from homeostat.merge import ATLAS, AdaMerging
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning

@@ -12,9 +12,13 @@ from homeostat.core.fork import fork
 from homeostat.core.run import Event, Run
 from homeostat.core.save import save
 from homeostat.core.world import World
-from homeostat.merge import AdaMerging, agreeing, combine, task_vectors, with_head
+from homeostat.merge import AdaMerging, TaskArithmetic, agreeing, task_vectors, with_head
 from homeostat.nn.optimizers import Adam
 from tests.merge.test_coefficients import donors_of
+
+
+def added(base, donors, scale: float):
+    return TaskArithmetic(scale=scale)(base, World(models=donors))
 
 
 def plain_adamerging(
@@ -116,7 +120,7 @@ def test_a_merge_that_does_not_learn_is_task_arithmetic():
     donors = donors_of(net)
     world = small_world().replace(models=donors)
     still = AdaMerging(prior=0.25, steps=1, optimizer=Adam(lr=1e-12))(net, world)
-    for a, b in zip(still.parameters(), combine(net, donors, 0.25).parameters(), strict=True):
+    for a, b in zip(still.parameters(), added(net, donors, 0.25).parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
@@ -142,7 +146,7 @@ def test_entropy_alone_collapses_and_the_guard_stops_it_takes_sound_coefficients
     base, world, data = collapsing()
     events: list[Event] = []
     remedy = AdaMerging(prior=0.05, optimizer=Adam(lr=0.01), steps=150, guard_every=5)
-    start = accuracy(combine(base, world.models, 0.05), data)
+    start = accuracy(added(base, world.models, 0.05), data)
     unguarded = remedy.replace(guard=0.0).learn(base, world)
     assert accuracy(unguarded.model, data) < 0.36 < start - 0.3, "one answer to everything"
     guarded = remedy.learn(base, world, run=Run(watch=events.append))

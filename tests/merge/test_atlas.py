@@ -13,11 +13,15 @@ from homeostat.core.errors import InputError, MissingPart, ModelError, SpecError
 from homeostat.core.fork import fork
 from homeostat.core.run import Event, Run
 from homeostat.core.world import World
-from homeostat.merge import ATLAS, combine, task_vectors
+from homeostat.merge import ATLAS, TaskArithmetic, task_vectors
 from homeostat.merge.atlas import _rows
 from homeostat.nn.augment import RandomViews
 from homeostat.nn.optimizers import SGD, Adam
 from tests.merge.test_coefficients import donors_of
+
+
+def added(base, donors, scale: float):
+    return TaskArithmetic(scale=scale)(base, World(models=donors))
 
 
 def plain_atlas(base: nn.Module, vectors: dict[str, Tensor], x: Tensor, y: Tensor, batches: list[Tensor]) -> Tensor:
@@ -185,7 +189,7 @@ def test_skipped_parameters_and_buffers_stay_the_bases():
     assert torch.equal(made[5].weight, net[5].weight) and not torch.equal(made[0].weight, net[0].weight)
     assert torch.equal(made[1].running_mean, net[1].running_mean)
     still = ATLAS(epochs=1, optimizer=SGD(lr=1e-30))(net, world)
-    for a, b in zip(still.parameters(), combine(net, donors_of(net, 2), 0.0).parameters(), strict=True):
+    for a, b in zip(still.parameters(), added(net, donors_of(net, 2), 0.0).parameters(), strict=True):
         assert torch.equal(a, b)
 
 

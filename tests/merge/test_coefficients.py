@@ -10,7 +10,12 @@ from homeostat.core.errors import CheckpointError, InputError, ModelError, NonFi
 from homeostat.core.fork import fork, versions
 from homeostat.core.save import save
 from homeostat.core.weights import Weights, weights
-from homeostat.merge import Combination, agreeing, combine, task_vectors, with_head
+from homeostat.core.world import World
+from homeostat.merge import Combination, TaskArithmetic, agreeing, task_vectors, with_head
+
+
+def added(base, donors, scale: float):
+    return TaskArithmetic(scale=scale)(base, World(models=donors))
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -113,19 +118,10 @@ def test_vectors_in_a_file_and_of_less_precision_serve_too(tmp_path):
 def test_half_precision_networks_are_merged_in_float32_and_keep_their_dtype():
     net = network(torch.bfloat16)
     donors = donors_of(net)
-    made, wide = combine(net, donors, 0.4), combine(net.float(), {n: d.float() for n, d in donors.items()}, 0.4)
+    made = Combination(net, task_vectors(net, donors)).result(torch.full((3, len(list(net.parameters()))), 0.4))
+    wide = added(net.float(), {n: d.float() for n, d in donors.items()}, 0.4)
     for a, b in zip(made.parameters(), wide.parameters(), strict=True):
         assert a.dtype == torch.bfloat16 and torch.equal(a, b.bfloat16())
-
-
-def test_combining_at_one_donor_and_scale_one_gives_the_donor_and_at_zero_the_base():
-    net = network()
-    donors, before = donors_of(net), versions(net)
-    for name, scales in (("donor1", [0.0, 1.0, 0.0]), (None, [0.0, 0.0, 0.0])):
-        wanted = net if name is None else donors[name]
-        for a, b in zip(combine(net, donors, scales).parameters(), wanted.parameters(), strict=True):
-            assert torch.allclose(a, b, atol=1e-14)
-    assert versions(net) == before
 
 
 def test_parameters_that_no_donor_changed_are_left_out_and_flags_stay():
@@ -135,7 +131,7 @@ def test_parameters_that_no_donor_changed_are_left_out_and_flags_stay():
     with torch.no_grad():
         donors["a"][3].bias += 1.0
     assert list(task_vectors(net, donors)) == ["3.bias"]
-    made = combine(net, donors, 1.0)
+    made = added(net, donors, 1.0)
     assert [p.requires_grad for p in made.parameters()] == [p.requires_grad for p in net.parameters()]
     with pytest.raises(ModelError, match="equal the base"):
         Combination(net, task_vectors(net, {"a": fork(net)}))
@@ -177,8 +173,6 @@ def test_donors_that_do_not_fit_are_refused_with_their_names():
         task_vectors(net, {"other": nn.Linear(2, 2)})
     with pytest.raises(InputError, match="no donors"):
         task_vectors(net, {})
-    with pytest.raises(InputError, match=r"2 donors and 3 scales"):
-        combine(net, donors_of(net, 2), [1.0, 1.0, 1.0])
     combination = Combination(net, task_vectors(net, donors_of(net)))
     with pytest.raises(InputError, match="donors, blocks"):
         combination.write(torch.zeros(3, 2))

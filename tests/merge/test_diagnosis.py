@@ -6,8 +6,9 @@ from torch import nn
 
 from homeostat.core.errors import InputError
 from homeostat.core.fork import fork, versions
+from homeostat.core.world import World
 from homeostat.merge import (
-    combine,
+    TaskArithmetic,
     cosine,
     diagnose,
     recovered,
@@ -17,6 +18,10 @@ from homeostat.merge import (
     variance_ratio,
 )
 from tests.merge.test_coefficients import donors_of, network
+
+
+def added(base, donors, scale: float):
+    return TaskArithmetic(scale=scale)(base, World(models=donors))
 
 
 def test_cosines_by_hand_over_all_tensors_together():
@@ -68,11 +73,11 @@ def test_variance_collapses_for_the_average_of_two_opposite_networks_and_not_for
             opposite.get_parameter(name).copy_(-0.5 * parameter)
     x = torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     donors, before = {"one": one, "opposite": opposite}, versions(one)
-    reading = variance_ratio(combine(base, donors, 0.5), donors, x)
+    reading = variance_ratio(added(base, donors, 0.5), donors, x)
     # theta = 0.25 theta_1: the first layer has 1/16 of the variance, where donors have (1 + 1/4) / 2 on average.
     assert reading.arrays["layer"][0].item() == pytest.approx(1 / 10, rel=1e-4)
     assert reading.finding.detected and reading.finding.subjects == ("2",)
-    same = variance_ratio(combine(base, {"a": one, "b": other}, 0.5), {"a": one, "b": one}, x)
+    same = variance_ratio(added(base, {"a": one, "b": other}, 0.5), {"a": one, "b": one}, x)
     assert same.value == pytest.approx(1.0, rel=1e-4) and not same.finding.detected
     assert versions(one) == before and not one._forward_hooks
 
@@ -81,7 +86,7 @@ def test_a_diagnosis_is_one_of_everything_that_can_be_read():
     net = network(torch.float32)
     donors = donors_of(net)
     x = torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    readings = diagnose(net, donors, combine(net, donors, 1 / 3), x, density=0.5)
+    readings = diagnose(net, donors, added(net, donors, 1 / 3), x, density=0.5)
     vectors = task_vectors(net, donors)
     assert [reading.name for reading in readings] == [
         "task vector cosine", "sign conflict", "subspace alignment", "variance ratio"
@@ -92,7 +97,7 @@ def test_a_diagnosis_is_one_of_everything_that_can_be_read():
     with pytest.raises(InputError, match="two donors"):
         diagnose(net, {"one": donors["donor0"]})
     with pytest.raises(InputError, match="give data"):
-        diagnose(net, donors, combine(net, donors, 0.5))
+        diagnose(net, donors, added(net, donors, 0.5))
 
 
 def test_recovered_is_zero_for_the_base_one_for_the_donor_and_negative_for_what_leaves_both():

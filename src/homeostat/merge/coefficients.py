@@ -32,7 +32,7 @@ tensor([[1.],
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,10 +41,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.errors import CheckpointError, InputError, ModelError, NonFiniteError, SpecError
+from homeostat.core.errors import InputError, ModelError, NonFiniteError, SpecError
 from homeostat.core.fork import Pattern, fork, matches
 from homeostat.core.place import device_of
 from homeostat.core.weights import as_weights
+from homeostat.merge.merging import check_donors
 
 Per = Literal["tensor", "model"]
 
@@ -77,18 +78,8 @@ def task_vectors(
     Raises: InputError, CheckpointError or NonFiniteError: there are no donors, they do not fit, they are not finite.
     """
     start = mergeable(base, skip)
-    if not donors:
-        raise InputError("there are no donors to merge: World(models={'name': net or path})")
     read = {name: as_weights(donor) for name, donor in donors.items()}
-    wrong = []
-    for donor, tensors in read.items():
-        for name, tensor in start.items():
-            if name not in tensors:
-                wrong.append(f"{donor} lacks {name}")
-            elif (other := tensors[name]).shape != tensor.shape:
-                wrong.append(f"{donor}.{name} is {tuple(other.shape)}, {tuple(tensor.shape)} wanted")
-    if wrong:
-        raise CheckpointError(f"{len(wrong)} donor tensors do not fit the base: {'; '.join(wrong[:6])}")
+    check_donors(start, read)
     found = {}
     for name, tensor in start.items():
         wide = wide_dtype(tensor.dtype)
@@ -270,31 +261,3 @@ class Combination:
             parameter.grad = None
             parameter.requires_grad_(self._flags[name])
         return self.network.eval()
-
-
-def combine(
-    model: nn.Module, donors: Mapping[str, Any], scale: float | Sequence[float], skip: Pattern = ()
-) -> nn.Module:
-    """The base and its donors' task vectors times a scale (task arithmetic), or times one each.
-
-    >>> base, donor = nn.Linear(1, 1), nn.Linear(1, 1)
-    >>> made = combine(base, {"task": donor}, 0.5)
-    >>> bool(torch.allclose(made.weight, (base.weight + donor.weight) / 2))
-    True
-
-    Args:
-        model: the base; it is not changed.
-        donors: networks, mappings of tensors or paths by name.
-        scale: of all, or of each donor in order. 1 / number of donors averages them.
-        skip: names of parameters that stay the base's.
-    """
-    vectors = task_vectors(model, donors, skip)
-    if not vectors:
-        return fork(model).eval()
-    combination = Combination(model, vectors, per="model")
-    scales = [float(scale)] * len(donors) if isinstance(scale, (int, float)) else list(scale)
-    if len(scales) != len(donors):
-        raise InputError(
-            f"there are {len(donors)} donors and {len(scales)} scales; one each, or one for all, is wanted"
-        )
-    return combination.result(torch.tensor(scales, dtype=combination.dtype, device=combination.device)[:, None])

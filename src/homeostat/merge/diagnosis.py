@@ -137,20 +137,22 @@ def sign_conflict(vectors: Vectors, density: float = 0.2) -> Reading:
     )
 
 
-def subspace_alignment(vectors: Vectors, error: float = 0.05) -> Reading:
-    """How much of the donors' changes lies in the main directions of their sum; `arrays["donor"]` has each one's.
+def subspace_alignment(vectors: Vectors, error: float = 0.05, merged: Mapping[str, Tensor] | None = None) -> Reading:
+    """How much of the donors' changes lies in the main directions of their merge; `arrays["donor"]` has each one's.
 
     Args:
         vectors: `[donors, *shape]` by name, see `task_vectors`; those of two dimensions or more count, the first
             dimension against all others.
-        error: relative error, in the Frobenius norm, that the main directions leave of the sum.
+        error: relative error, in the Frobenius norm, that the main directions leave of the merged change.
+        merged: by name what a merge changed of the base; default the donors' sum.
     """
     within = total = torch.zeros(len(next(iter(vectors.values()))), dtype=torch.float64)
-    for stack in vectors.values():
+    for name, stack in vectors.items():
         if stack.ndim < 3:
             continue
         changes = stack.flatten(2).double().cpu()
-        left, values, _ = torch.linalg.svd(changes.sum(0), full_matrices=False)
+        whole = changes.sum(0) if merged is None else merged[name].flatten(1).double().cpu()
+        left, values, _ = torch.linalg.svd(whole, full_matrices=False)
         energy = values.square()
         # What is left after the first k directions, for k = 0, 1, ..., relative to all.
         rest = (energy.sum() - energy.cumsum(0)).clamp(min=0).sqrt() / energy.sum().sqrt().clamp(min=1e-300)

@@ -14,7 +14,7 @@ These zoos lie in between and are made in a minute or less:
 With `run.scratch` trained networks and states of texts are cached there by content.
 
     zoo = views_zoo(FashionMNIST("train", stop=20_000).read(), FashionMNIST("test").read(), run=run)
-    scale, merged = zoo.best(lambda scale: combine(zoo.base, zoo.donors, scale), [0.1, 0.2, 0.3])
+    scale, merged = zoo.best(lambda s: TaskArithmetic(scale=s)(zoo.base, zoo.world()), [0.1, 0.2, 0.3])
     zoo.accuracy(merged), zoo.normalised(merged), zoo.accuracies(merged)
 
 Reference: Ilharco et al., Editing models with task arithmetic, ICLR 2023 (the setting, and normalised accuracy).
@@ -22,6 +22,7 @@ Reference: Ilharco et al., Editing models with task arithmetic, ICLR 2023 (the s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -78,6 +79,12 @@ class Zoo:
     tune: Mapping[str, Data]
     test: Mapping[str, Data]
     own_heads: bool = False
+
+    def some(self, count: int) -> Zoo:
+        """The zoo with its first tasks only."""
+        kept = list(self.donors)[:count]
+        parts = ("donors", "train", "tune", "test")
+        return dataclasses.replace(self, **{part: {task: getattr(self, part)[task] for task in kept} for part in parts})
 
     def network(self, task: str, model: nn.Module | None = None) -> nn.Module:
         """A merged network (default the base) with the head of a task."""
