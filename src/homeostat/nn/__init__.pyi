@@ -66,6 +66,12 @@ from .norms import (
     recorded_statistics as recorded_statistics,
 )
 from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer, gradients_of as gradients_of
+from .permutation import (
+    Group as Group,
+    PermutationSpec as PermutationSpec,
+    Place as Place,
+    permutation_spec as permutation_spec,
+)
 from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .renormalized import (
