@@ -80,6 +80,7 @@ from .renormalized import (
     norm_state as norm_state,
     renormalize_batchnorm as renormalize_batchnorm,
 )
+from .repair import renormalize as renormalize
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
 from .restoring import (
     put_back as put_back,
