@@ -42,6 +42,7 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
+from homeostat.merge import ReBasin
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -108,6 +109,7 @@ REMEDIES: dict[str, list[Remedy]] = {
     "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
     "VisualDomainPrompt": [VisualDomainPrompt(), VisualDomainPrompt(statistics="batch")],
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
+    "ReBasin": [ReBasin(), ReBasin(matching="activations", mode="rescale"), ReBasin(mode="reset_bn")],
     "RSCP": [RSCP(draws=8)],
     "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
     "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
@@ -155,6 +157,7 @@ WORLDS = {
     "ConditionalUnrolled": scans,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
+    "ReBasin": donors,
     "TIES": donors,
 }
 
