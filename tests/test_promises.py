@@ -42,7 +42,8 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import ReBasin
+from homeostat.merge import ReBasin, Teleport
+from homeostat.nn.mlp import MLP
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -111,6 +112,7 @@ REMEDIES: dict[str, list[Remedy]] = {
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
     "ReBasin": [ReBasin(), ReBasin(matching="activations", mode="rescale"), ReBasin(mode="reset_bn")],
     "RSCP": [RSCP(draws=8)],
+    "Teleport": [Teleport(), Teleport("sharpness", False, directions=1, steps=2), Teleport("curvature", steps=2)],
     "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
     "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
 }
@@ -143,8 +145,11 @@ def scans() -> World:
     )
 
 
-MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
-"""For remedies that take no classifier."""
+MODELS: dict[str, nn.Module] = {
+    "ConditionalUnrolled": Denoiser(width=4, depth=2),
+    "Teleport": MLP(64, 3, (8, 6), seed=3).eval(),
+}
+"""For remedies that take no classifier, or not the small one."""
 CHEAPER: dict[str, Any] = {
     "CoTTA": CoTTA(views=3),
     "MEMO": MEMO(views=2),

@@ -41,6 +41,11 @@ from .kernels import (
     pairwise_sq as pairwise_sq,
     rbf as rbf,
 )
+from .linear_pairs import (
+    LinearPair as LinearPair,
+    find_linear_pairs as find_linear_pairs,
+    linear_inputs as linear_inputs,
+)
 from .liquid import LTC as LTC, CfC as CfC, Recurrent as Recurrent
 from .losses import (
     contrastive_loss as contrastive_loss,
