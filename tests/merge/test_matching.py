@@ -13,7 +13,7 @@ from homeostat.core.fork import fork, versions
 from homeostat.core.save import save
 from homeostat.core.weights import weights
 from homeostat.merge import activation_match, alikeness, assign, weight_match
-from homeostat.nn import MLP, Group, PermutationSpec, SmallCNN, permutation_spec
+from homeostat.nn import MLP, ChannelGroup, PermutationSpec, SmallCNN, permutation_spec
 from homeostat.nn.resnet import ResNet
 
 
@@ -193,6 +193,6 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(InputError, match="at least one sample"):
         activation_match(a, a, images()[:0], spec)
     group = spec.groups[0]
-    unread = PermutationSpec((Group(group.places[:2]),), spec.learnt, {})
+    unread = PermutationSpec((ChannelGroup(group.places[:2]),), spec.learnt, {})
     with pytest.raises(ModelError, match="no linear layer or convolution reads"):
         activation_match(a, a, images(), unread)

@@ -53,7 +53,7 @@ from homeostat.core.fork import fork
 from homeostat.core.intake import as_data
 from homeostat.core.place import HOME, home, there
 from homeostat.core.weights import as_weights
-from homeostat.nn.permutation import PermutationSpec, Place, moved, permutation_spec
+from homeostat.nn.permutation import ChannelPlace, PermutationSpec, moved, permutation_spec
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -120,7 +120,7 @@ def activation_match(
     spec = permutation_spec(a, data.fetch(torch.arange(min(2, len(data)))).x) if spec is None else spec
     nets = [fork(net).eval() for net in (a, b)]
     readers = {name: module for name, module in nets[0].named_modules() if isinstance(module, READERS)}
-    reads: list[tuple[int, Place, str]] = []
+    reads: list[tuple[int, ChannelPlace, str]] = []
     for number, group in enumerate(spec.groups):
         found = [
             (number, place, place.name.removesuffix(".weight")) for place in group.places if _reads(place, readers)
@@ -175,12 +175,12 @@ def _inner(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
     return float(sum((left[name] * tensor).sum() for name, tensor in right.items()))
 
 
-def _alike(a: Tensor, b: Tensor, place: Place) -> Tensor:
+def _alike(a: Tensor, b: Tensor, place: ChannelPlace) -> Tensor:
     rows = [t.movedim(place.axis, 0)[place.positions].flatten(1) for t in (a, b)]
     return rows[0] @ rows[1].T
 
 
-def _reads(place: Place, readers: Mapping[str, nn.Module]) -> bool:
+def _reads(place: ChannelPlace, readers: Mapping[str, nn.Module]) -> bool:
     return place.axis == 1 and place.name.endswith(".weight") and place.name.removesuffix(".weight") in readers
 
 
@@ -199,7 +199,7 @@ def _inputs(net: nn.Module, x: Any, names: set[str]) -> dict[str, Tensor]:
     return {name: home(tensor) for name, tensor in found.items()}
 
 
-def _channels(x: Tensor, layer: nn.Module, place: Place) -> Tensor:
+def _channels(x: Tensor, layer: nn.Module, place: ChannelPlace) -> Tensor:
     """A layer's inputs by channel, `[channels, samples and positions]`."""
     rows = x.movedim(x.ndim - 1 if isinstance(layer, nn.Linear) else 1, 0)[place.positions]
     return rows.flatten(1).double()

@@ -72,9 +72,9 @@ from .norms import (
 )
 from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer, gradients_of as gradients_of
 from .permutation import (
-    Group as Group,
+    ChannelGroup as ChannelGroup,
+    ChannelPlace as ChannelPlace,
     PermutationSpec as PermutationSpec,
-    Place as Place,
     permutation_spec as permutation_spec,
 )
 from .places import cache_folder as cache_folder, locate as locate

@@ -11,7 +11,7 @@ width of a linear layer behind a flattening. With `order[g]` `[n]`, a permutatio
 
 in all places of g, BatchNorm's scale, shift and running statistics among them.
 
-Linear layers and convolutions, Batch-, Group-, Layer- and InstanceNorm, residual streams with projected and with padded
+Linear layers and convolutions, Batch-, ChannelGroup-, Layer- and InstanceNorm, residual streams with projected and with padded
 shortcuts, concatenation, pooling and flattening are understood, and of a transformer the residual stream and the hidden
 layers of its perceptrons; attention's heads stay. With a GroupNorm, channels change places within a group, and where
 each of its groups holds all of a set's channels also whole groups. What is found is checked: a network permuted at
@@ -53,7 +53,7 @@ Order = Sequence[Int[Tensor, " _"]]
 
 
 @dataclass(frozen=True)
-class Place:
+class ChannelPlace:
     """Where a group stands: along an axis of a tensor, channel i at `positions[i]`.
 
     Attributes:
@@ -67,7 +67,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """Channels that can change places with each other.
 
     Attributes:
@@ -75,7 +75,7 @@ class Group:
         blocks: of this many equal blocks each moves as a whole; channels are free within. 1: all are free.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[ChannelPlace, ...]
     blocks: int = 1
 
     @property
@@ -94,7 +94,7 @@ class PermutationSpec:
         tied: further names of tensors that have several.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ChannelGroup, ...]
     learnt: frozenset[str]
     tied: Mapping[str, str]
 
@@ -159,14 +159,14 @@ def permutation_spec(model: nn.Module, example: Tree) -> PermutationSpec:
         raise ModelError(f"{name} has no hidden channels that could change places")
     groups = []
     for places in found:
-        made = tuple(Place(n, axis, torch.from_numpy(p.positions)) for (n, axis), p in places.items())
-        groups.append(Group(made, next(iter(places.values())).blocks))
+        made = tuple(ChannelPlace(n, axis, torch.from_numpy(p.positions)) for (n, axis), p in places.items())
+        groups.append(ChannelGroup(made, next(iter(places.values())).blocks))
     spec = PermutationSpec(tuple(groups), frozenset(n for n, _ in model.named_parameters()), tied)
     _check(net, spec, x, name)
     return spec
 
 
-def moved(tensor: Tensor, place: Place, order: Int[Tensor, " channels"]) -> Tensor:
+def moved(tensor: Tensor, place: ChannelPlace, order: Int[Tensor, " channels"]) -> Tensor:
     """A tensor with the channels at one place in another order."""
     positions = place.positions.to(tensor.device)
     taken = tensor.index_select(place.axis, positions[order.to(tensor.device)].flatten())
@@ -183,7 +183,7 @@ def holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return made
 
 
-def _drawn(group: Group, generator: torch.Generator) -> Tensor:
+def _drawn(group: ChannelGroup, generator: torch.Generator) -> Tensor:
     each = group.size // group.blocks
     blocks = torch.randperm(group.blocks, generator=generator)
     return torch.cat([b * each + torch.randperm(each, generator=generator) for b in blocks])

@@ -21,7 +21,8 @@ written there. (Before BatchNorm it would be undone.) The last layer, which make
 
 Defaults: 200 samples, as many as pruning needs in the official experiments, taken evenly from all data, and run as one
 batch; eps 1e-5 is BatchNorm's; all a_m are equal. A channel that is constant on the samples but not on later data gets
-a scale of up to deviation / sqrt(eps). Rescaling does without a bias and without means.
+a scale of up to deviation / sqrt(eps). Rescaling does without a bias and without means; behind BatchNorm, whose stored
+means no longer fit, that is not enough (the official code resets BatchNorm as well, whatever the mode).
 
 It repairs scale, not knowledge: between networks in different orders (no matching before averaging) or at extreme
 sparsity little comes back.
