@@ -23,8 +23,8 @@ loss, and keeps hidden activations of before for later pairs. Optimisers start a
 sees to; their moments belong to other weights.
 
 It helps at the start of training of perceptrons; an optimiser that divides each gradient by its own size, as Adam does,
-may gain nothing. It finds nothing in networks without a pair (a norm layer between the
-linear layers, convolutions) and refuses them. With far more samples than neurons a large lr is all halved away.
+may gain nothing. It finds nothing in networks without a pair (a norm layer between the linear layers, convolutions) and
+refuses them. With far more samples than neurons a large lr is all halved away.
 
 >>> x = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
 >>> net = nn.Sequential(nn.Linear(5, 8), nn.LeakyReLU(0.1), nn.Linear(8, 3))

@@ -11,7 +11,7 @@ width of a linear layer behind a flattening. With `order[g]` `[n]`, a permutatio
 
 in all places of g, BatchNorm's scale, shift and running statistics among them.
 
-Linear layers and convolutions, Batch-, ChannelGroup-, Layer- and InstanceNorm, residual streams with projected and with padded
+Linear layers and convolutions, Batch-, Group-, Layer- and InstanceNorm, residual streams with projected and with padded
 shortcuts, concatenation, pooling and flattening are understood, and of a transformer the residual stream and the hidden
 layers of its perceptrons; attention's heads stay. With a GroupNorm, channels change places within a group, and where
 each of its groups holds all of a set's channels also whole groups. What is found is checked: a network permuted at
