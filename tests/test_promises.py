@@ -44,6 +44,8 @@ from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
 from homeostat.merge import ATLAS, D2NWG, SWS, AdaMerging, Merge, MultiLevel
 from homeostat.nn import SmallViT
+from homeostat.merge import ReBasin, Teleport
+from homeostat.nn.mlp import MLP
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -133,7 +135,9 @@ REMEDIES: dict[str, list[Remedy]] = {
     "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
     "VisualDomainPrompt": [VisualDomainPrompt(), VisualDomainPrompt(statistics="batch")],
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
+    "ReBasin": [ReBasin(), ReBasin(matching="activations", mode="rescale"), ReBasin(mode="reset_bn")],
     "RSCP": [RSCP(draws=8)],
+    "Teleport": [Teleport(), Teleport("sharpness", False, directions=1, steps=2), Teleport("curvature", steps=2)],
     "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
     "SWS": [SWS(stages=(2, 1), recipe=Recipe(batch=16))],
     "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
@@ -173,6 +177,9 @@ MODELS: dict[str, nn.Module] = {
     "SWS": SmallViT(3, in_channels=1, size=8, width=8, depth=3),
 }
 """For remedies that take no classifier."""
+    "Teleport": MLP(64, 3, (8, 6), seed=3).eval(),
+}
+"""For remedies that take no classifier, or not the small one."""
 CHEAPER: dict[str, Any] = {
     "ATLAS": ATLAS(epochs=1),
     "AdaMerging": AdaMerging(steps=20),
@@ -193,6 +200,7 @@ WORLDS = {
     "SWS": with_a_teacher,
     "ATLAS": donors,
     "AdaMerging": donors,
+    "ReBasin": donors,
     "TIES": donors,
 }
 

@@ -48,3 +48,18 @@ from .ties import TIES as TIES
 from .weight_generation import D2NWG as D2NWG, WeightGenerator as WeightGenerator
 from .wise_ft import WiSEFT as WiSEFT
 from .zoo import TASKS as TASKS, Zoo as Zoo, gloss_zoo as gloss_zoo, view as view, views_zoo as views_zoo
+from .barriers import Barrier as Barrier, barrier as barrier, blend as blend
+from .matching import (
+    activation_match as activation_match,
+    alikeness as alikeness,
+    assign as assign,
+    weight_match as weight_match,
+)
+from .rebasin import ReBasin as ReBasin
+from .teleportation import (
+    Teleport as Teleport,
+    Teleported as Teleported,
+    Teleporting as Teleporting,
+    teleport as teleport,
+)
+from .ties import TIES as TIES, check_donors as check_donors, merge_ties as merge_ties

@@ -49,6 +49,11 @@ from .kernels import (
     pairwise_sq as pairwise_sq,
     rbf as rbf,
 )
+from .linear_pairs import (
+    LinearPair as LinearPair,
+    find_linear_pairs as find_linear_pairs,
+    linear_inputs as linear_inputs,
+)
 from .liquid import LTC as LTC, CfC as CfC, Recurrent as Recurrent
 from .losses import (
     contrastive_loss as contrastive_loss,
@@ -74,6 +79,12 @@ from .norms import (
     recorded_statistics as recorded_statistics,
 )
 from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer, gradients_of as gradients_of
+from .permutation import (
+    ChannelGroup as ChannelGroup,
+    ChannelPlace as ChannelPlace,
+    PermutationSpec as PermutationSpec,
+    permutation_spec as permutation_spec,
+)
 from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .renormalized import (
@@ -82,6 +93,7 @@ from .renormalized import (
     norm_state as norm_state,
     renormalize_batchnorm as renormalize_batchnorm,
 )
+from .repair import renormalize as renormalize
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
 from .restoring import (
     put_back as put_back,
