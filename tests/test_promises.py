@@ -42,9 +42,8 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import ATLAS, D2NWG, SWS, AdaMerging, Merge, MultiLevel
+from homeostat.merge import ATLAS, D2NWG, SWS, AdaMerging, Merge, MultiLevel, ReBasin, Teleport
 from homeostat.nn import SmallViT
-from homeostat.merge import ReBasin, Teleport
 from homeostat.nn.mlp import MLP
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
@@ -175,8 +174,6 @@ MODELS: dict[str, nn.Module] = {
     "ConditionalUnrolled": Denoiser(width=4, depth=2),
     "MultiLevel": SmallViT(3, in_channels=1, size=8, width=8, depth=2),
     "SWS": SmallViT(3, in_channels=1, size=8, width=8, depth=3),
-}
-"""For remedies that take no classifier."""
     "Teleport": MLP(64, 3, (8, 6), seed=3).eval(),
 }
 """For remedies that take no classifier, or not the small one."""
@@ -201,7 +198,6 @@ WORLDS = {
     "ATLAS": donors,
     "AdaMerging": donors,
     "ReBasin": donors,
-    "TIES": donors,
 }
 
 

@@ -2,6 +2,7 @@ from .adamerging import AdaMerging as AdaMerging
 from .aligned import KnOTS as KnOTS
 from .arithmetic import Average as Average, TaskArithmetic as TaskArithmetic
 from .atlas import ATLAS as ATLAS
+from .barriers import Barrier as Barrier, barrier as barrier, blend as blend
 from .coefficients import (
     Combination as Combination,
     Learned as Learned,
@@ -30,6 +31,12 @@ from .learngenes import (
     share_stages as share_stages,
     stage_map as stage_map,
 )
+from .matching import (
+    activation_match as activation_match,
+    alikeness as alikeness,
+    assign as assign,
+    weight_match as weight_match,
+)
 from .merging import Merge as Merge, check_donors as check_donors
 from .multilevel import (
     LevelMaps as LevelMaps,
@@ -39,27 +46,19 @@ from .multilevel import (
     interpolate as interpolate,
     v_cycle as v_cycle,
 )
+from .rebasin import ReBasin as ReBasin
 from .regmean import RegMean as RegMean
 from .sparse import DARE as DARE, DELLA as DELLA, Breadcrumbs as Breadcrumbs
 from .spectral import TSVM as TSVM, IsoC as IsoC, IsoCTS as IsoCTS
 from .spherical import SLERP as SLERP
 from .stock import ModelStock as ModelStock
-from .ties import TIES as TIES
-from .weight_generation import D2NWG as D2NWG, WeightGenerator as WeightGenerator
-from .wise_ft import WiSEFT as WiSEFT
-from .zoo import TASKS as TASKS, Zoo as Zoo, gloss_zoo as gloss_zoo, view as view, views_zoo as views_zoo
-from .barriers import Barrier as Barrier, barrier as barrier, blend as blend
-from .matching import (
-    activation_match as activation_match,
-    alikeness as alikeness,
-    assign as assign,
-    weight_match as weight_match,
-)
-from .rebasin import ReBasin as ReBasin
 from .teleportation import (
     Teleport as Teleport,
     Teleported as Teleported,
     Teleporting as Teleporting,
     teleport as teleport,
 )
-from .ties import TIES as TIES, check_donors as check_donors, merge_ties as merge_ties
+from .ties import TIES as TIES
+from .weight_generation import D2NWG as D2NWG, WeightGenerator as WeightGenerator
+from .wise_ft import WiSEFT as WiSEFT
+from .zoo import TASKS as TASKS, Zoo as Zoo, gloss_zoo as gloss_zoo, view as view, views_zoo as views_zoo

@@ -49,7 +49,7 @@ from homeostat.core.weights import as_weights, weights
 from homeostat.core.world import World
 from homeostat.merge.barriers import blend
 from homeostat.merge.matching import activation_match, weight_match
-from homeostat.merge.ties import check_donors
+from homeostat.merge.merging import check_donors
 from homeostat.nn.permutation import holding, permutation_spec
 from homeostat.nn.repair import renormalize
 
