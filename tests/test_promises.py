@@ -42,7 +42,9 @@ from homeostat.core.world import World
 from homeostat.curate import DCC
 from homeostat.data import ByteTokenizer, Strings
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import Merge
+from homeostat.merge import ATLAS, D2NWG, SWS, AdaMerging, Merge, MultiLevel, ReBasin, Teleport
+from homeostat.nn import SmallViT
+from homeostat.nn.mlp import MLP
 from homeostat.nn.unrolled import Denoiser
 from homeostat.probe import BBSE, FeatureShift, ShiftKind
 from homeostat.robust import PGD, TRADES, BatchPoisoning
@@ -69,6 +71,16 @@ def with_a_cloud() -> World:
     return small_world().replace(models={"cloud": strong})
 
 
+def zoo() -> World:
+    """A network for each of the parts."""
+    named = zip(small_world().parts, donors().models.values(), strict=True)
+    return small_world().replace(models=dict(named))
+
+
+def with_a_teacher() -> World:
+    return small_world().replace(models={"teacher": small_network()})
+
+
 def skewed() -> World:
     world = small_world()
     assert world.source is not None
@@ -80,6 +92,18 @@ REMEDIES: dict[str, list[Remedy]] = {
     "ACIL": [ACIL(expand=32), ACIL(expand=32, form="recursive")],
     "CEMA": [CEMA(), CEMA(high=1.0, div_margin=1.1, batch=8, replay=20, replay_from=12)],
     "Chain": [Chain((BatchNormBlend(), Tent())), Chain((LoRA(rank=2), Fit(recipe=Recipe(batch=16))))],
+    "D2NWG": [
+        D2NWG(
+            own=("5.*",),
+            layer="5",
+            width=8,
+            latent=4,
+            diffusion_steps=5,
+            shots=4,
+            candidates=2,
+            **dict.fromkeys(("vae", "align", "diffuse"), Recipe(epochs=2)),
+        )
+    ],
     "CrossDomainEnsemble": [
         CrossDomainEnsemble(("direct", "emboss", "wavelet"), recipe=Recipe(batch=16)),
         CrossDomainEnsemble(("blur", "sobel"), merge="average", distortions=(), recipe=Recipe(batch=16)),
@@ -101,6 +125,7 @@ REMEDIES: dict[str, list[Remedy]] = {
         LabelShiftAdapter(PeriodicReset(Tent(), every=2), recipe=Recipe(batch=16)),
     ],
     "LoRA": [LoRA(rank=2, convolutions=True)],
+    "MultiLevel": [MultiLevel(**dict.fromkeys(("down", "up", "last"), Recipe(batch=16)))],
     "PeriodicReset": [
         PeriodicReset(Tent(), every=2),
         PeriodicReset(SlidingWindow(EATA(margin=1.0), size=5), every=3),
@@ -109,8 +134,11 @@ REMEDIES: dict[str, list[Remedy]] = {
     "RoTTA": [RoTTA(), RoTTA(capacity=8, frequency=5)],
     "VisualDomainPrompt": [VisualDomainPrompt(), VisualDomainPrompt(statistics="batch")],
     "ViDA": [ViDA(rank_high=8, views=3, recipe=Recipe(batch=24))],
+    "ReBasin": [ReBasin(), ReBasin(matching="activations", mode="rescale"), ReBasin(mode="reset_bn")],
     "RSCP": [RSCP(draws=8)],
+    "Teleport": [Teleport(), Teleport("sharpness", False, directions=1, steps=2), Teleport("curvature", steps=2)],
     "Repeated": [Repeated(Tent(), steps=2), Repeated(PETAL(views=2, threshold=1.1), steps=2)],
+    "SWS": [SWS(stages=(2, 1), recipe=Recipe(batch=16))],
     "SlidingWindow": [SlidingWindow(Tent(), size=5), SlidingWindow(RMT(warmup=40, batch=20), size=7)],
 }
 PROBES: dict[str, list[Probe]] = {
@@ -142,9 +170,16 @@ def scans() -> World:
     )
 
 
-MODELS: dict[str, nn.Module] = {"ConditionalUnrolled": Denoiser(width=4, depth=2)}
-"""For remedies that take no classifier."""
+MODELS: dict[str, nn.Module] = {
+    "ConditionalUnrolled": Denoiser(width=4, depth=2),
+    "MultiLevel": SmallViT(3, in_channels=1, size=8, width=8, depth=2),
+    "SWS": SmallViT(3, in_channels=1, size=8, width=8, depth=3),
+    "Teleport": MLP(64, 3, (8, 6), seed=3).eval(),
+}
+"""For remedies that take no classifier, or not the small one."""
 CHEAPER: dict[str, Any] = {
+    "ATLAS": ATLAS(epochs=1),
+    "AdaMerging": AdaMerging(steps=20),
     "CoTTA": CoTTA(views=3),
     "MEMO": MEMO(views=2),
     "PETAL": PETAL(views=3),
@@ -154,9 +189,15 @@ CHEAPER: dict[str, Any] = {
 WORLDS = {
     "CEMA": with_a_cloud,
     "ConditionalUnrolled": scans,
+    "D2NWG": zoo,
+    "EFT": donors,
     "FeatureShift": table,
     "LabelShiftAdapter": skewed,
     **dict.fromkeys(("FisherMerge", "RegMean", *(cls.__name__ for cls in spec.registered(Merge))), donors),
+    "SWS": with_a_teacher,
+    "ATLAS": donors,
+    "AdaMerging": donors,
+    "ReBasin": donors,
 }
 
 

@@ -34,7 +34,7 @@ from homeostat.merge.merging import Block, Merge, check_weights_of_donors
 
 @dataclass(frozen=True)
 class Average(Merge):
-    """The weighted mean of the donors; the base lends its buffers and what is skipped.
+    """The weighted mean of the donors, of their BatchNorm statistics too; the base lends what is skipped.
 
     Attributes:
         weights: of the donors in their order; none are all 1.
@@ -51,6 +51,8 @@ class Average(Merge):
         paper="Wortsman et al., Model soups, ICML 2022", handles=frozenset({"tasks", "covariate"}),
         needs=frozenset({"models.*", "model.parameters"}), passes=0.0,
     )  # fmt: skip
+
+    buffers: ClassVar[bool] = True
 
     def check(self, donors: int) -> None:
         weights = check_weights_of_donors(self.weights, donors)

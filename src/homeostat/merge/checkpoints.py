@@ -68,7 +68,7 @@ def merge_checkpoints(
     Args:
         method: how; its `skip` names tensors that stay the base's.
         base: a folder of safetensors files with `config.json` and the like, a folder that `hs.save` wrote, or a file.
-            It lends what is not merged: small files, whole numbers, statistics of BatchNorm.
+            It lends what is not merged: small files, whole numbers, and, but for averages, statistics of BatchNorm.
         donors: the same, by a name for messages, or several.
         out: a folder, or a file where the name ends in `.safetensors`. A base that `hs.save` wrote gives a folder that
             `hs.load` reads.
@@ -98,7 +98,7 @@ def merge_checkpoints(
     method.check(len(named))
     flight = Preflight(inputs, written)
     merged, copied = list[Group](), list[Group]()
-    for row, as_it_is in rows_of(inputs[BASE], list(named), method.skip):
+    for row, as_it_is in rows_of(inputs[BASE], list(named), method):
         if as_it_is:
             copied.append(flight.copied(row))
         elif group := flight.merged(row):
@@ -115,12 +115,13 @@ def merge_checkpoints(
     )
 
 
-def rows_of(base: Checkpoint, donors: Sequence[str], skip: Sequence[str]) -> list[tuple[Row, bool]]:
+def rows_of(base: Checkpoint, donors: Sequence[str], method: Merge) -> list[tuple[Row, bool]]:
     """A row for each tensor of the base, and whether it is copied."""
-    skipped, found = matches(tuple(skip)), []
+    skipped, found = matches(method.skip), []
     for name in base.names():
         place = base.tensors.places[name]
-        copied = not place.dtype.is_floating_point or name.endswith(BUFFERS) or is_carry(name) or skipped(name)
+        copied = not place.dtype.is_floating_point or (name.endswith(BUFFERS) and not method.buffers)
+        copied = copied or is_carry(name) or skipped(name)
         found.append((Row(name, (BASE, name), tuple((donor, name) for donor in donors)), copied))
     return found
 

@@ -23,8 +23,9 @@ from homeostat.merge.engine import merge_groups
 from homeostat.merge.merging import BLOCK, Copy, Group, Merge
 from homeostat.merge.opening import Checkpoint
 from homeostat.merge.publishing import check_free
-from homeostat.merge.reports import Held, MergeReport
-from homeostat.merge.selection import ROOM, SAMPLE
+from homeostat.merge.reports import MergeReport, Watched
+from homeostat.merge.selection import ROOM
+from homeostat.merge.trimming import HELD, SAMPLE
 from homeostat.merge.writing import SHARD, CheckpointSink, Slot
 
 FORMAT = 1
@@ -97,7 +98,7 @@ def carry_out(
         out, slots, key=_key(job, slots, shard, run), shard=shard, overwrite=overwrite, resume=resume, sync=sync,
         file="weights.safetensors" if job.base.note else "model.safetensors",
     )  # fmt: skip
-    with Held() as held:
+    with Watched() as watched:
         try:
             merge_groups(job.work, sink, done=sink.done, threads=threads, run=run)
             sink.publish(_small_files(job, sink))
@@ -106,7 +107,7 @@ def carry_out(
             raise NonFiniteError(f"nothing was written: {error}") from None
         finally:
             sink.close()
-    done = {"seconds": time.perf_counter() - began, "peak": held.most, "resumed": len(sink.done), "dry": False}
+    done = {"seconds": time.perf_counter() - began, "peak": watched.most, "resumed": len(sink.done), "dry": False}
     return MergeReport(**{**vars(report), **done, "tensors": dict(sorted(sink.notes.items()))})
 
 
@@ -147,9 +148,16 @@ def _held(method: Merge, groups: Sequence[Group], threads: int) -> int:
     if method.grain_of(largest.shape) == "tensor":
         return largest.count * copies
     step = BLOCK if method.grain_of(largest.shape) == "element" else max(BLOCK, largest.count // largest.shape[0])
-    whole = sum(group.count for group in groups) if getattr(method, "scope", "") == "model" else largest.count
-    drawn = min(max(SAMPLE, whole // 256), 1 << 20) * 8 * len(largest.donors) + min(whole // 50, ROOM) * 16
-    return step * copies * threads + (drawn if method.looks_first() else 0)
+    return step * copies * threads + (_drawn(method, groups, largest, threads) if method.looks_first() else 0)
+
+
+def _drawn(method: Merge, groups: Sequence[Group], largest: Group, threads: int) -> int:
+    """Bytes that a selection holds: sizes that are few, else a sample and what lies near the threshold."""
+    model = getattr(method, "scope", "") == "model"
+    count, at_once = (sum(group.count for group in groups), 1) if model else (largest.count, threads)
+    if count <= HELD:
+        return 2 * count * 4 * at_once
+    return (min(max(SAMPLE, count // 256), 1 << 20) * 8 * len(largest.donors) + min(count // 50, ROOM) * 16) * at_once
 
 
 def _key(job: Job, slots: Sequence[Slot], shard: int, run: Run) -> str:

@@ -127,12 +127,10 @@ class Merge(Remedy, abstract=True):
 
     As a remedy it merges `world.models`, donors by name (modules or checkpoints), into the given model. Floating
     parameters are merged; buffers (BatchNorm statistics, counters) stay the given model's, so that statistics want
-    estimating again afterwards. Merging is done on the CPU, wherever the networks lie. For checkpoints there is
-    `merge_checkpoints`.
+    estimating again afterwards, but with methods that say `buffers`. Merging is done on the CPU, wherever the networks
+    lie. For checkpoints there is `merge_checkpoints`.
 
     A method must let NaN and infinity through to its result, by which the engine finds them.
-
-    Class attributes: `grain` says what a block is, and `reads_base` whether `combine` looks at the base's values.
 
     Attributes:
         skip: globs of tensors that stay the base's, such as heads of other tasks.
@@ -142,6 +140,9 @@ class Merge(Remedy, abstract=True):
 
     grain: ClassVar[Grain] = "element"
     reads_base: ClassVar[bool] = True
+    """Whether `combine` looks at the base's values."""
+    buffers: ClassVar[bool] = False
+    """Whether floating buffers are merged like parameters."""
 
     def check(self, donors: int) -> None:
         """Raise `InputError` where the method cannot merge so many donors."""
@@ -184,7 +185,8 @@ class Merge(Remedy, abstract=True):
         from homeostat.merge.engine import merge_weights
 
         skipped = matches(self.skip)
-        base = home({n: p.detach() for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)})
+        named = weights(model) if self.buffers else dict(model.named_parameters())
+        base = home({n: p.detach() for n, p in named.items() if p.is_floating_point() and not skipped(n)})
         donors = {
             name: Mapped(donor.path) if isinstance(donor, Weights) else home(dict(as_weights(donor)))
             for name, donor in world.models.items()
@@ -193,11 +195,12 @@ class Merge(Remedy, abstract=True):
 
 
 def merged_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A fork of a network that has these parameters."""
+    """A fork of a network that has these parameters and buffers."""
     made = fork(model, own=set(tensors))
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            made.get_parameter(name).copy_(tensor)
+        for name, tensor in weights(made).items():
+            if name in tensors:
+                tensor.copy_(tensors[name])
     return made
 
 

@@ -125,7 +125,8 @@ class _Planner:
         held = self.inputs[lends]
         for name in held.names():
             at = self.stacks[lends].at(name)
-            if not held.tensors.places[name].dtype.is_floating_point or name.endswith(BUFFERS):
+            statistics = name.endswith(BUFFERS) and self.plan.method != "linear"
+            if statistics or not held.tensors.places[name].dtype.is_floating_point:
                 self._keep(Copy(), self.flight.copied(Row(name, (lends, name))))
             else:
                 self._tensor(one, name, at, [name] * len(one.sources))

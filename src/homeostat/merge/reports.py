@@ -60,14 +60,14 @@ class MergeReport:
         return {**asdict(self), "out": str(self.out), "tensors": {n: dict(t) for n, t in self.tensors.items()}}
 
 
-class Held:
+class Watched:
     """Watches how much anonymous memory the process holds, while a block runs.
 
     Attributes:
         most: bytes beyond what there was at the beginning; None where the system does not say.
     """
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> Watched:
         self._before = _said("RssAnon")
         self.most: int | None = None if self._before is None else 0
         self._over = threading.Event()

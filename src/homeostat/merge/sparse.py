@@ -43,6 +43,7 @@ from homeostat.core.spec import Fraction
 from homeostat.merge.election import Election
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
 from homeostat.merge.merging import Block, Each, Grain, Group, Merge, check_weights_of_donors
+from homeostat.merge.selection import among_largest
 from homeostat.merge.trimming import Kept, largest, one_by_one, trim
 
 Density = Annotated[float, at.Gt(0), at.Le(1)]
@@ -137,7 +138,7 @@ class DARE(SparseTaskVectors):
         if density == 1:
             return delta
         draws = generator(constants, "DARE", block.group.name, donor, block.start)
-        delta *= torch.empty_like(delta).bernoulli_(density, generator=draws)
+        delta *= torch.from_numpy(torch.rand(delta.shape, generator=draws).numpy() < density)
         return delta.div_(density) if self.rescale else delta
 
 
@@ -194,9 +195,10 @@ class Breadcrumbs(SparseTaskVectors):
         drop, keep = _shares(width, density, self.outliers)
         if keep == width:
             return delta
-        found = delta.abs().topk(drop + keep, 1).indices[:, drop:]
-        # NaN and infinity rank among the outliers; adding nothing of the whole row lets them show.
-        return torch.zeros_like(delta).scatter_(1, found, delta.gather(1, found)).add_(delta.mul_(0).sum(1, True))
+        sizes = delta.abs().numpy()
+        kept = among_largest(sizes, drop + keep) & ~among_largest(sizes, drop)
+        # A product, which lets NaN and infinity show; they rank among the outliers.
+        return delta.mul_(torch.from_numpy(kept))
 
     def _all(self, group: Group) -> tuple[float, ...]:
         return self.densities or (self.density,) * len(group.donors)
@@ -256,5 +258,5 @@ class DELLA(SparseTaskVectors):
         steps = torch.linspace(density - self.spread, density + self.spread, width).to(delta)
         ranks.scatter_(1, delta.abs().sort(dim=1, stable=True).indices, steps.expand_as(delta).contiguous())
         draws = generator(constants, "DELLA", block.group.name, donor, block.start)
-        delta *= torch.bernoulli(ranks, generator=draws)
+        delta *= torch.from_numpy(torch.rand(delta.shape, generator=draws).numpy() < ranks.numpy())
         return delta.div_(ranks) if self.rescale else delta

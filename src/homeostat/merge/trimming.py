@@ -7,21 +7,25 @@ are found by selection (`selection`), in one pass over the tensors after a sampl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from homeostat.core.random import generator
 from homeostat.merge.merging import Each, Group
-from homeostat.merge.selection import SAMPLE, Cut, Tally, select
+from homeostat.merge.selection import Cut, Tally, held_cut, select
 
 Ties = Literal["index", "all"]
 
-FEW = 1 << 18
-"""Entries up to which a tensor's sizes are simply held."""
+HELD = 1 << 24
+"""Entries up to which sizes are simply held, 64 MiB in float32."""
+
+SAMPLE = 1 << 17
+"""Least sizes that bracket the one sought; the bracket then holds up to 1.4 % of all."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,12 @@ def one_by_one(call: Any, groups: Sequence[Group]) -> list[Any]:
 
 
 def _cuts(groups: Sequence[Group], count: int, ranks: dict[int, int], each: Each[Any]) -> dict[int, Cut]:
-    if count <= FEW:
-        sizes = {number: torch.cat([_sizes(group, number) for group in groups]) for number in ranks}
-        return {number: _held(sizes[number], rank) for number, rank in ranks.items()}
-    drawn = torch.cat([t for t in each(lambda g: _sample(g, count, list(ranks)), groups) if t is not None], 1)
+    if count <= HELD:
+        return {
+            number: held_cut(np.concatenate([part for group in groups for part in _parts(group, number)]), rank)
+            for number, rank in ranks.items()
+        }
+    drawn = np.concatenate(each(lambda group: _sample(group, count, list(ranks)), groups), 1)
     found = dict[int, Cut]()
     for row, (number, rank) in enumerate(ranks.items()):
 
@@ -114,32 +120,20 @@ def _cuts(groups: Sequence[Group], count: int, ranks: dict[int, int], each: Each
     return found
 
 
-def _held(sizes: Tensor, rank: int) -> Cut:
-    size = sizes.kthvalue(len(sizes) - rank + 1).values
-    return Cut(float(size), int((sizes > size).sum()), int((sizes == size).sum()))
-
-
-def _parts(group: Group, number: int) -> Any:
+def _parts(group: Group, number: int) -> Iterator[np.ndarray]:
     """Sizes of one donor's changes, block by block."""
     one = Group(group.name, group.base, (group.donors[number],), group.dtype, group.shape)
     for block in one.blocks():
-        yield next(block.deltas()).abs_()
+        yield next(block.deltas()).abs_().numpy()
 
 
-def _sizes(group: Group, number: int) -> Tensor:
-    parts = list(_parts(group, number))
-    return torch.cat(parts) if parts else torch.empty(0, dtype=group.wide)
-
-
-def _sample(group: Group, count: int, numbers: list[int]) -> Tensor | None:
+def _sample(group: Group, count: int, numbers: list[int]) -> np.ndarray:
     """Sizes of some changes, `[donors, drawn]`; of each tensor as many as is its share."""
     much = math.ceil(max(SAMPLE, min(count // 256, 1 << 20)) * group.count / count)
     place = torch.randint(max(group.count, 1), (min(much, group.count),), generator=generator(0, "sample", group.name))
-    if not len(place):
-        return None
     base, donors = group.read()
-    start = base[place].to(torch.float64)
-    return torch.stack([(donors[n][place].to(group.wide) - start.to(group.wide)).abs().double() for n in numbers])
+    start = base[place].to(group.wide)
+    return np.stack([(donors[n][place].to(group.wide) - start).abs_().numpy() for n in numbers])
 
 
 def _untils(groups: Sequence[Group], number: int, cut: Cut, left: int) -> list[int]:
@@ -150,7 +144,7 @@ def _untils(groups: Sequence[Group], number: int, cut: Cut, left: int) -> list[i
     for group in groups:
         until = 0
         for sizes in _parts(group, number) if left else ():
-            places = torch.nonzero(sizes == cut.size).flatten()
+            places = np.flatnonzero(sizes == cut.size)
             if len(places) >= left:
                 found.append(until + int(places[left - 1]) + 1)
                 left = 0

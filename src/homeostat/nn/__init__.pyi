@@ -8,13 +8,21 @@ from .banks import (
     as_rows as as_rows,
     as_tree as as_tree,
 )
+from .block_stack import Sizes as Sizes, resized as resized, sizes_of as sizes_of, stack_of as stack_of
 from .causal_transformer import CausalTransformer as CausalTransformer
+from .decoding import (
+    Drafted as Drafted,
+    remainder as remainder,
+    sample_tokens as sample_tokens,
+    speculative_sample as speculative_sample,
+)
 from .destroy import (
     Destroyed as Destroyed,
     Occluded as Occluded,
     ShuffledPatches as ShuffledPatches,
     ShuffledPixels as ShuffledPixels,
 )
+from .diffusion import DDPM as DDPM, VectorDenoiser as VectorDenoiser, kept_signal as kept_signal
 from .estimator import Estimator as Estimator
 from .fisher import fisher_diagonal as fisher_diagonal, weighted_distance as weighted_distance
 from .fourier import (
@@ -41,6 +49,11 @@ from .kernels import (
     pairwise_sq as pairwise_sq,
     rbf as rbf,
 )
+from .linear_pairs import (
+    LinearPair as LinearPair,
+    find_linear_pairs as find_linear_pairs,
+    linear_inputs as linear_inputs,
+)
 from .liquid import LTC as LTC, CfC as CfC, Recurrent as Recurrent
 from .losses import (
     contrastive_loss as contrastive_loss,
@@ -66,6 +79,12 @@ from .norms import (
     recorded_statistics as recorded_statistics,
 )
 from .optimizers import SGD as SGD, Adam as Adam, Optimizer as Optimizer, gradients_of as gradients_of
+from .permutation import (
+    ChannelGroup as ChannelGroup,
+    ChannelPlace as ChannelPlace,
+    PermutationSpec as PermutationSpec,
+    permutation_spec as permutation_spec,
+)
 from .places import cache_folder as cache_folder, locate as locate
 from .prototypes import class_means as class_means, class_prototypes as class_prototypes
 from .renormalized import (
@@ -74,6 +93,7 @@ from .renormalized import (
     norm_state as norm_state,
     renormalize_batchnorm as renormalize_batchnorm,
 )
+from .repair import renormalize as renormalize
 from .resnet import ResNet as ResNet, cifar_resnet as cifar_resnet
 from .restoring import (
     put_back as put_back,
@@ -81,12 +101,14 @@ from .restoring import (
     restore_into as restore_into,
     smallest_masks as smallest_masks,
 )
+from .set_transformer import DatasetEncoder as DatasetEncoder, SetTransformer as SetTransformer
 from .sharpness import worst_nearby as worst_nearby
 from .small_cnn import SmallCNN as SmallCNN
 from .teacher import average_into as average_into
 from .temperature import honest_scale as honest_scale
 from .transformers_models import Transformers as Transformers
 from .unrolled import Denoiser as Denoiser, Unrolled as Unrolled
+from .vae import ChunkVAE as ChunkVAE, clip_loss as clip_loss
 from .views import view_outputs as view_outputs
 from .vit import SmallViT as SmallViT
 from .zero_cost import activation_diversity as activation_diversity, gradient_flow as gradient_flow
