@@ -16,8 +16,10 @@ waits for the disk: mergekit does not, and ours is told not to.
 
 Memory is the most anonymous memory (RssAnon) that the process held beyond what it held before the merge; pages of
 mapped files are not in it, as they can be let go at any time. Bytes are those that went through read and write calls;
-what is read by memory map is not counted by the system, so the inputs' size stands beside. The line below each table is
-the time that the bytes take at the bandwidth with which this machine copies a warm file: what no merge can beat by much.
+what is read by memory map is not counted by the system, so the inputs' size stands beside. The last column is the time
+that input and output take at the bandwidth with which this machine copies a warm file, and ours as a multiple of it.
+Where two sides differ in half precision, it is in changes of the very size of a threshold, of which each keeps others,
+and in rounding, as mergekit computes in half precision, too (see docs/merging.md).
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 SHAPES = {
-    0.02: (256, 704, 4, 32_000), 0.1: (640, 1728, 12, 32_000), 0.3: (1024, 2816, 18, 32_000), 1.0: (2048, 5632, 17, 32_000)
+    0.02: (256, 704, 4, 32_000), 0.1: (640, 1728, 12, 32_000), 0.3: (1024, 2816, 18, 32_000),
+    1.0: (2048, 5632, 17, 32_000),
 }  # fmt: skip
 """Width, width of the inner layer, layers and tokens, by parameters in 1e9."""
 
@@ -250,8 +253,8 @@ def table(folder: Path, options: argparse.Namespace, size: float, donors: int, d
     numbers = make(folder, size, dtype, donors)
     bandwidth = copying(folder)
     print(
-        f"\n{numbers / 1e9:.2f}e9 parameters, base and {donors} donors, {dtype}, {options.threads} threads; a warm file "
-        f"is copied at {bandwidth / 1e9:.2f} GB/s read and written"
+        f"\n{numbers / 1e9:.2f}e9 parameters, base and {donors} donors, {dtype}, {options.threads} threads; a warm "
+        f"file is copied at {bandwidth / 1e9:.2f} GB/s read and written"
     )
     print(f"{'':16} {'ours, s':>8} {'CPU':>6} {'MB':>6}   {'theirs':>8} {'CPU':>6} {'MB':>6}   "
           f"{'ratio':>6} {'apart':>8}   {'inputs':>7} {'output':>7} {'at copy bandwidth':>18}")  # fmt: skip
@@ -273,7 +276,8 @@ def table(folder: Path, options: argparse.Namespace, size: float, donors: int, d
                 b["seconds"] / a["seconds"] for a, b in zip(rows["ours"], rows["theirs"], strict=True)
             )
             far = "drawn" if method in DRAWN else f"{apart(folder):.1e}"
-            said_of += f"{theirs['seconds']:8.2f} {theirs['cpu']:6.1f} {theirs['memory'] / 1e6:6.0f}   {ratio:6.2f} {far:>8}   "
+            said_of += f"{theirs['seconds']:8.2f} {theirs['cpu']:6.1f} {theirs['memory'] / 1e6:6.0f}   "
+            said_of += f"{ratio:6.2f} {far:>8}   "
         else:
             said_of += f"{'-':>8} {'-':>6} {'-':>6}   {'-':>6} {'-':>8}   "
         into, output = sum(file.stat().st_size for file in inputs(folder, wanted)), numbers * width

@@ -156,7 +156,7 @@ def _drawn(method: Merge, groups: Sequence[Group], largest: Group, threads: int)
     model = getattr(method, "scope", "") == "model"
     count, at_once = (sum(group.count for group in groups), 1) if model else (largest.count, threads)
     if count <= HELD:
-        return 2 * count * 4 * at_once
+        return 3 * count * 4 * at_once
     return (min(max(SAMPLE, count // 256), 1 << 20) * 8 * len(largest.donors) + min(count // 50, ROOM) * 16) * at_once
 
 
