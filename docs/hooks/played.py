@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = re.compile(r"(?:<!-- picture: (?P<alt>.*?) -->\n+)?```python\n(?P<code>.*?)```", re.DOTALL)
-PAGES = ("tutorials/", "gallery")
+PAGES = ("tutorials/", "gallery", "merging.md")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:

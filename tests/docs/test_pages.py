@@ -22,7 +22,7 @@ def played() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "merging.md"])
 def test_tutorials_run_as_they_stand(page, played):
     made = played.play((DOCS / page).read_text(), page)
     assert made.count("```text") >= 1, "it shows something"

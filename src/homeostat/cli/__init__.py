@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from homeostat.cli import audits, bench, catalogue, claims, clouds, files, methods, records, serving, trying
+from homeostat.cli import audits, bench, catalogue, claims, clouds, files, merging, methods, records, serving, trying
 
 app = typer.Typer(
     name="homeostat", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
@@ -37,6 +37,7 @@ app.add_typer(
     typer.Typer(cls=trying.Shifts, no_args_is_help=True), name="shift", rich_help_panel=_TRY,
     help="Apply a shift to data and write the result: homeostat shift Corrupt --help.",
 )  # fmt: skip
+app.command(rich_help_panel=_TRY)(merging.merge)
 app.command(rich_help_panel=_COMPARE)(bench.bench)
 app.add_typer(
     claims.app, name="claims", rich_help_panel=_COMPARE,

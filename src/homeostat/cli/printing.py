@@ -136,7 +136,8 @@ class Progress:
 
     _words = {  # noqa: RUF012
         "train": "training", "window": "serving", "calibrate": "calibrating candidates", "probe": "probing",
-        "answer": "answering", "write": "writing", "cell": "cells",
+        "answer": "answering", "write": "writing", "cell": "cells", "merge": "merging",
+        "survey": "looking at tensors",
     }  # fmt: skip
 
     def __init__(self, doing: str = ""):
@@ -177,7 +178,14 @@ class Progress:
             if event.name not in self._tasks:
                 self._tasks[event.name] = self._bars.add_task(word, total=event.total)
             done = event.step + 1 if event.name == "train" else event.step
-            if "fraction" in event.values:  # steps that take very different times
+            if event.name == "merge":  # told in bytes
+                if "survey" in self._tasks:
+                    self._bars.remove_task(self._tasks.pop("survey"))
+                said = f"{word} {size(event.step)} of {size(event.total)}"
+                self._bars.update(
+                    self._tasks[event.name], completed=done, total=event.total, description=said, said=True
+                )
+            elif "fraction" in event.values:  # steps that take very different times
                 said = f"{word} {event.step:,} of {event.total:,}"
                 self._bars.update(
                     self._tasks[event.name], completed=event.values["fraction"], total=1.0, description=said, said=True

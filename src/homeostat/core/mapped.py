@@ -115,6 +115,8 @@ class Mapped(Mapping[str, Tensor]):
                 raise CheckpointError(
                     f"{index} is no index of a checkpoint ({type(error).__name__}: {error})"
                 ) from None
+        if (whole := self.path / "model.safetensors").is_file():
+            return [whole]  # beside it may lie the same weights in another layout
         found = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else []
         if found := [file for file in found if file.name != "carry.safetensors"]:
             return found

@@ -3,6 +3,7 @@ from .aligned import KnOTS as KnOTS
 from .arithmetic import Average as Average, TaskArithmetic as TaskArithmetic
 from .atlas import ATLAS as ATLAS
 from .barriers import Barrier as Barrier, barrier as barrier, blend as blend
+from .checkpoints import merge_checkpoints as merge_checkpoints
 from .coefficients import (
     Combination as Combination,
     Learned as Learned,
@@ -46,8 +47,10 @@ from .multilevel import (
     interpolate as interpolate,
     v_cycle as v_cycle,
 )
+from .plans import merge_plan as merge_plan
 from .rebasin import ReBasin as ReBasin
 from .regmean import RegMean as RegMean
+from .reports import MergeReport as MergeReport
 from .sparse import DARE as DARE, DELLA as DELLA, Breadcrumbs as Breadcrumbs
 from .spectral import TSVM as TSVM, IsoC as IsoC, IsoCTS as IsoCTS
 from .spherical import SLERP as SLERP

@@ -46,6 +46,7 @@ class Average(Merge):
     normalize: bool = True
     skip: tuple[str, ...] = ()
 
+    reads_base: ClassVar[bool] = False
     card: ClassVar[Card] = Card(
         paper="Wortsman et al., Model soups, ICML 2022", handles=frozenset({"tasks", "covariate"}),
         needs=frozenset({"models.*", "model.parameters"}), passes=0.0,

@@ -24,7 +24,14 @@ class Election:
     Args:
         like: a tensor of the block's shape and dtype.
         vote: by `"mass"`, the sum of the values (the paper), or by `"count"` of signs.
+
+    Attributes:
+        cast, agreed: weights of the values that are not 0 and of those that agree with the elected sign, added up over
+            the block; `result` with `mean` sets them.
     """
+
+    cast: float = 0.0
+    agreed: float = 0.0
 
     def __init__(self, like: Tensor, vote: Vote = "mass"):
         self.mass, self.size, self.signs, self.weight = (torch.zeros_like(like) for _ in range(4))
@@ -60,7 +67,10 @@ class Election:
             elected.masked_fill_(torch.from_numpy(tied), even)
         agreed = self.mass.addcmul_(elected, self.size).mul_(0.5)
         if mean:
-            weight = self.weight.addcmul_(elected, self.signs).mul_(0.5).numpy()
+            self.cast = float(self.weight.sum())
+            self.weight.addcmul_(elected, self.signs).mul_(0.5)
+            self.agreed = float(self.weight.sum())
+            weight = self.weight.numpy()
             weight[weight == 0] = 1.0
             agreed /= self.weight
         if open_ and even == 0:

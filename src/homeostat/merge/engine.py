@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,10 +14,14 @@ from torch import Tensor
 
 from homeostat.core.errors import NonFiniteError
 from homeostat.core.run import Run
-from homeostat.merge.merging import Group, Merge, check_donors
+from homeostat.merge.merging import Copy, Group, Merge, check_donors
 
 WHOLE = 1 << 22
 """Elements from which tensors that are wanted whole are merged one at a time."""
+
+
+COPIED = 1 << 20
+"""Elements of a tensor that are copied at a time."""
 
 
 class Sink(ABC):
@@ -26,8 +31,8 @@ class Sink(ABC):
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Elements of a tensor from a place on, flat and in the dtype to write."""
 
-    def finish(self, name: str) -> None:
-        """All of a tensor is written."""
+    def finish(self, name: str, note: Mapping[str, Any] | None = None) -> None:
+        """All of a tensor is written; `note` is what its method says of it."""
         return
 
 
@@ -49,7 +54,7 @@ def merge_groups(
     work: Sequence[tuple[Merge, Sequence[Group]]],
     sink: Sink,
     *,
-    done: frozenset[str] = frozenset(),
+    done: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({}),
     threads: int = 2,
     run: Run = Run(),
 ) -> None:
@@ -58,9 +63,9 @@ def merge_groups(
     Args:
         work: methods, each with the groups that it merges. What a method surveys are its groups.
         sink: takes the result.
-        done: names that are in the sink already.
+        done: names that are in the sink already, with the notes that came with them.
         threads: tensors at a time.
-        run: `watch` hears of "merge", in bytes read and written.
+        run: `watch` hears of "survey", in tensors looked at, and of "merge", in bytes read and written.
 
     Raises:
         NonFiniteError: tensors hold NaN or infinity, or the merged values do not fit the dtype to write; all of them
@@ -75,6 +80,8 @@ def merge_groups(
         if grain == "tensor" and group.count >= WHOLE:
             with whole:
                 found = _merge(method, group, grain, constants, None if wrong else sink)
+        elif isinstance(method, Copy):
+            found = _copy(group, None if wrong else sink)
         else:
             found = _merge(method, group, grain, constants, None if wrong else sink)
         if found:
@@ -84,7 +91,10 @@ def merge_groups(
     def first(method: Merge, group: Group, survey: Any) -> None:
         if group.name not in done:
             one(method, group, method.constants(group, survey))
-            sink.finish(group.name)
+            if not wrong:
+                sink.finish(group.name, method.note(group, survey))
+        elif (note := done[group.name]) is not None:
+            method.recall(group, survey, note)
         with lock:
             gone[0] += _traffic(group)
             run.emit("merge", gone[0], total, tensor=group.name)
@@ -95,8 +105,15 @@ def merge_groups(
         def each(call: Any, groups: Sequence[Group]) -> list[Any]:
             return list(pool.map(torch.no_grad()(call), groups))
 
+        def look(call: Any, groups: Sequence[Group]) -> list[Any]:
+            found = []
+            for number, made in enumerate(pool.map(torch.no_grad()(call), groups), 1):
+                found.append(made)
+                run.emit("survey", number, len(groups))
+            return found
+
         for method, groups in work:
-            survey = method.survey(groups, each, run)
+            survey = method.survey(groups, look, run)
             each(lambda group, m=method, s=survey: first(m, group, s), groups)
             if not wrong:
                 again = list(method.settle(survey))
@@ -116,13 +133,21 @@ def _traffic(group: Group) -> int:
 def _merge(method: Merge, group: Group, grain: Any, constants: Any, sink: Sink | None) -> list[str]:
     """Merge a tensor; where in it are values that are not finite, if any."""
     total = torch.zeros((), dtype=torch.float64)
-    for block in group.blocks(grain):
+    for block in group.blocks(grain, base=method.reads_base):
         made = method.combine(block, constants).to(group.dtype)
-        total += made.sum()
+        # Sums of eight-bit floats are not implemented; those of others are fastest in their own dtype.
+        total += made.sum() if made.itemsize > 1 else made.float().sum()
         if sink is not None:
             sink.write(group.name, block.start, made.reshape(-1))
     # A sum that is no number is rare, and tells of large values, too; then we look closely.
     return [] if bool(torch.isfinite(total)) else _not_finite(method, group, grain, constants)
+
+
+def _copy(group: Group, sink: Sink | None) -> list[str]:
+    base, _ = group.read()
+    for start in range(0, group.count if sink is not None else 0, COPIED):
+        sink.write(group.name, start, base[start : start + COPIED].to(group.dtype))  # type: ignore[union-attr]
+    return []
 
 
 def _not_finite(method: Merge, group: Group, grain: Any, constants: Any) -> list[str]:
@@ -130,7 +155,8 @@ def _not_finite(method: Merge, group: Group, grain: Any, constants: Any) -> list
     names = ["the base", *group.called]
     found = [name for name, t in zip(names, (base, *donors), strict=True) if not _finite(t)]
     if not found and any(
-        not _finite(method.combine(block, constants).to(group.dtype)) for block in group.blocks(grain)
+        not _finite(method.combine(block, constants).to(group.dtype))
+        for block in group.blocks(grain, base=method.reads_base)
     ):
         return [f"the result does not fit {group.dtype}"]
     return found

@@ -87,17 +87,17 @@ class Group:
 
     @property
     def wide(self) -> torch.dtype:
-        """What it is computed in."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        """What it is computed in: float32, float64 where that is written, and whole numbers as they are."""
+        return torch.float32 if self.dtype.is_floating_point and self.dtype != torch.float64 else self.dtype
 
     def read(self) -> tuple[Tensor, list[Tensor]]:
         """The base and the donors, flat and as they are stored."""
         held, name = self.base
         return held[name].reshape(-1), [there[called].reshape(-1) for there, called in self.donors]
 
-    def blocks(self, grain: Grain = "element") -> Iterator[Block]:
-        """The whole tensor, block by block."""
-        base, donors = self.read()
+    def blocks(self, grain: Grain = "element", *, base: bool = True) -> Iterator[Block]:
+        """The whole tensor, block by block; without `base`, what stands for it holds anything."""
+        origin, donors = self.read()
         # A row is what makes one unit of the output: of a linear layer its weights, of a convolution its filter.
         width = self.count // max(self.shape[0], 1) if len(self.shape) > 1 else self.count
         if grain == "element":
@@ -108,9 +108,8 @@ class Group:
             step, shape = self.count, self.shape
         for start in range(0, self.count, max(step, 1)):
             stop = min(start + step, self.count)
-            yield Block(
-                base[start:stop].to(self.wide).view(shape), [d[start:stop].view(shape) for d in donors], start, self
-            )
+            wide = origin[start:stop].to(self.wide) if base else torch.empty(stop - start, dtype=self.wide)
+            yield Block(wide.view(shape), [d[start:stop].view(shape) for d in donors], start, self)
 
     def release(self) -> None:
         """Let go of what was read from files."""
@@ -133,6 +132,9 @@ class Merge(Remedy, abstract=True):
 
     A method must let NaN and infinity through to its result, by which the engine finds them.
 
+    Class attributes: `grain` says what a block is, `buffers` whether floating buffers are merged like parameters, and
+    `reads_base` whether `combine` looks at the base's values.
+
     Attributes:
         skip: globs of tensors that stay the base's, such as heads of other tasks.
     """
@@ -141,7 +143,7 @@ class Merge(Remedy, abstract=True):
 
     grain: ClassVar[Grain] = "element"
     buffers: ClassVar[bool] = False
-    """Whether floating buffers are merged like parameters."""
+    reads_base: ClassVar[bool] = True
 
     def check(self, donors: int) -> None:
         """Raise `InputError` where the method cannot merge so many donors."""
@@ -149,6 +151,10 @@ class Merge(Remedy, abstract=True):
     def grain_of(self, shape: tuple[int, ...]) -> Grain:
         """What a block of a tensor of this shape is; the class's `grain`, unless the settings matter."""
         return self.grain
+
+    def looks_first(self) -> bool:
+        """Whether it reads its tensors before it merges them; for what a merge is expected to read."""
+        return (type(self).survey, type(self).constants) != (Merge.survey, Merge.constants)
 
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> Any:
         """What must be known of all tensors before the first is merged."""
@@ -165,6 +171,16 @@ class Merge(Remedy, abstract=True):
     def settle(self, survey: Any) -> Iterator[tuple[Group, Any]]:
         """Groups to be merged again, each with its constants, once all have been; mostly none."""
         yield from ()
+
+    def note(self, group: Group, survey: Any) -> dict[str, Any] | None:
+        """What is worth knowing of a tensor that was merged, as numbers that JSON holds; reports show it.
+
+        A merge that was killed and goes on hands it to `recall`, so it must say all that `settle` asks for.
+        """
+        return None
+
+    def recall(self, group: Group, survey: Any, note: Mapping[str, Any]) -> None:
+        """Take note of a tensor that was merged before the merge was killed."""
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
         from homeostat.merge.engine import merge_weights
@@ -217,6 +233,14 @@ def check_donors(base: Mapping[str, Tensor], donors: Mapping[str, Mapping[str, T
                 wrong.append(f"{donor}.{name} is {tuple(other.shape)}, {tuple(tensor.shape)} wanted")
     if wrong:
         raise CheckpointError(f"{len(wrong)} donor tensors do not fit the base: {'; '.join(wrong[:6])}")
+
+
+@dataclass(frozen=True)
+class Copy(Merge, register=False):
+    """The base's tensor as it is: bits, NaN and whole numbers."""
+
+    def combine(self, block: Block, constants: Any) -> Tensor:
+        return block.base
 
 
 def check_weights_of_donors(weights: Sequence[float], donors: int) -> tuple[float, ...]:

@@ -59,7 +59,8 @@ class SparseTaskVectors(Merge, abstract=True):
         densities: of each donor, in their order, in place of `density`.
         weights: of the donors in their order; none are all 1.
         scale: of the merged task vector.
-        elect: average what agrees with the elected signs; else add up.
+        elect: merge what agrees with the elected signs; else add up all.
+        mean: average what agrees; else add it up.
         skip: globs of tensors that stay the base's.
     """
 
@@ -68,11 +69,15 @@ class SparseTaskVectors(Merge, abstract=True):
     weights: tuple[float, ...] = ()
     scale: float = 1.0
     elect: bool = False
+    mean: bool = True
 
     def check(self, donors: int) -> None:
         check_weights_of_donors(self.weights, donors)
         if self.densities and len(self.densities) != donors:
             raise InputError(f"there are {len(self.densities)} densities for {donors} donors; give one each, or none")
+
+    def looks_first(self) -> bool:
+        return False
 
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> Any:
         return run.seed
@@ -97,7 +102,7 @@ class SparseTaskVectors(Merge, abstract=True):
             else:
                 election.add(thin.mul_(weight), weight)
         if election is not None:
-            total = election.result()[0]
+            total = election.result(mean=self.mean)[0]
         return torch.add(block.base, total, alpha=self.scale)
 
 
@@ -111,7 +116,8 @@ class DARE(SparseTaskVectors):
         weights: of the donors in their order; none are all 1.
         scale: of the merged task vector.
         rescale: divide by the density.
-        elect: average what agrees with the elected signs; else add up.
+        elect: merge what agrees with the elected signs; else add up all.
+        mean: average what agrees; else add it up.
         skip: globs of tensors that stay the base's.
     """
 
@@ -121,6 +127,7 @@ class DARE(SparseTaskVectors):
     scale: float = 1.0
     rescale: bool = True
     elect: bool = False
+    mean: bool = True
     skip: tuple[str, ...] = ()
 
     card: ClassVar[Card] = Card(
@@ -147,7 +154,8 @@ class Breadcrumbs(SparseTaskVectors):
         scale: of the merged task vector; one for any number of tasks, 0.3 to 0.4 in the paper.
         axis: rank within each `"row"` (the official code), or over the `"tensor"` (mergekit), where shares are rounded
             down but never to nothing.
-        elect: average what agrees with the elected signs; else add up.
+        elect: merge what agrees with the elected signs; else add up all.
+        mean: average what agrees; else add it up.
         skip: globs of tensors that stay the base's.
     """
 
@@ -158,11 +166,15 @@ class Breadcrumbs(SparseTaskVectors):
     scale: float = 0.3
     axis: Literal["row", "tensor"] = "row"
     elect: bool = False
+    mean: bool = True
     skip: tuple[str, ...] = ()
 
     card: ClassVar[Card] = Card(
         id="S206", paper="Davari and Belilovsky, Model Breadcrumbs, ECCV 2024", handles=HANDLES, needs=NEEDS, passes=0.0
     )
+
+    def looks_first(self) -> bool:
+        return self.axis == "tensor"
 
     def grain_of(self, shape: tuple[int, ...]) -> Grain:
         return "row" if self.axis == "row" else "element"
@@ -212,7 +224,8 @@ class DELLA(SparseTaskVectors):
         weights: of the donors in their order; none are all 1.
         scale: of the merged task vector.
         rescale: divide by the probability.
-        elect: average what agrees with the elected signs, as the paper does; else add up.
+        elect: merge what agrees with the elected signs, as the paper does; else add up all.
+        mean: average what agrees; else add it up.
         skip: globs of tensors that stay the base's.
     """
 
@@ -223,6 +236,7 @@ class DELLA(SparseTaskVectors):
     scale: float = 1.0
     rescale: bool = True
     elect: bool = True
+    mean: bool = True
     skip: tuple[str, ...] = ()
 
     card: ClassVar[Card] = Card(paper="Deep et al., DELLA-Merging, 2024", handles=HANDLES, needs=NEEDS, passes=0.0)

@@ -30,7 +30,7 @@ Reference: Yadav et al., TIES-Merging: Resolving Interference When Merging Model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -90,15 +90,14 @@ class TIES(Merge):
             raise InputError(f"there are {len(self.densities)} densities for {donors} donors; give one each, or none")
 
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> _Survey:
-        found = _Survey()
+        found = _Survey({group.name: group for group in groups})
         if groups and self.scope == "model":
             found.kept = largest(groups, self._ranks(groups), self.ties, each)
         return found
 
     def constants(self, group: Group, survey: _Survey) -> _Constants:
-        if survey.kept is not None:
-            return _Constants(survey, survey.kept[group.name])
-        return _Constants(survey, largest([group], self._ranks([group]), self.ties, one_by_one)[group.name])
+        survey.told[group.name] = told = _Told()
+        return _Constants(told, self._kept(group, survey))
 
     def combine(self, block: Block, constants: _Constants) -> Tensor:
         weights = check_weights_of_donors(self.weights, len(block.donors))
@@ -107,17 +106,39 @@ class TIES(Merge):
             trimmed = trim(delta, kept, block.start)
             election.add(trimmed if weight == 1 else trimmed.mul_(weight), weight)
         merged, votes, even = election.result(constants.even, self.mean)
-        constants.survey.votes.append(votes)
-        if even and self.even == "majority":
-            constants.survey.open[block.group.name] = (block.group, constants)
+        told = constants.told
+        told.votes += votes
+        told.even |= even and self.even == "majority"
+        told.cast, told.agreed = told.cast + election.cast, told.agreed + election.agreed
         return torch.add(block.base, merged, alpha=self.scale)
 
     def settle(self, survey: _Survey) -> Iterator[tuple[Group, _Constants]]:
         """Tensors with even votes, merged as if the majority were positive: again, where it is not."""
-        majority = (sum(survey.votes) > 0) - (sum(survey.votes) < 0)
+        votes = sum(told.votes for told in survey.told.values())
+        majority = (votes > 0) - (votes < 0)
         if majority != 1:
-            for group, constants in list(survey.open.values()):
-                yield group, _Constants(survey, constants.kept, float(majority))
+            for name in [name for name, told in survey.told.items() if told.even]:
+                group = survey.groups[name]
+                yield group, _Constants(_Told(), self._kept(group, survey), float(majority))
+
+    def note(self, group: Group, survey: _Survey) -> dict[str, Any]:
+        """Votes and whether one was even; with `mean`, the share of changes kept and of those the share outvoted."""
+        told, weights = survey.told[group.name], check_weights_of_donors(self.weights, len(group.donors))
+        shares = dict[str, float]()
+        if self.mean and all(weight > 0 for weight in weights):
+            shares = {
+                "kept": told.cast / max(sum(weights) * group.count, 1e-300),
+                "outvoted": 1 - told.agreed / told.cast if told.cast else 0.0,
+            }
+        return {"votes": told.votes, "even": told.even, **shares}
+
+    def recall(self, group: Group, survey: _Survey, note: Mapping[str, Any]) -> None:
+        survey.told[group.name] = _Told(int(note["votes"]), bool(note["even"]))
+
+    def _kept(self, group: Group, survey: _Survey) -> tuple[Kept, ...]:
+        if group.name not in survey.kept:
+            survey.kept |= largest([group], self._ranks([group]), self.ties, one_by_one)
+        return survey.kept[group.name]
 
     def _ranks(self, groups: Sequence[Group]) -> list[int]:
         count = sum(group.count for group in groups)
@@ -125,16 +146,26 @@ class TIES(Merge):
 
 
 @dataclass
-class _Survey:
-    """What is kept of each donor, by tensor, where that is decided over the model; and the vote as it goes."""
+class _Told:
+    """What the merge of a tensor told of it."""
 
-    kept: dict[str, tuple[Kept, ...]] | None = None
-    votes: list[int] = field(default_factory=list)
-    open: dict[str, tuple[Group, _Constants]] = field(default_factory=dict)
+    votes: int = 0
+    even: bool = False
+    cast: float = 0.0
+    agreed: float = 0.0
+
+
+@dataclass
+class _Survey:
+    """What is kept of each donor, by tensor, where that is decided over the model; and the votes as they come in."""
+
+    groups: dict[str, Group]
+    kept: dict[str, tuple[Kept, ...]] = field(default_factory=dict)
+    told: dict[str, _Told] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Constants:
-    survey: _Survey
+    told: _Told
     kept: tuple[Kept, ...]
     even: float = 1.0
