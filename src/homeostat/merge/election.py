@@ -68,10 +68,11 @@ class Election:
         agreed = self.mass.addcmul_(elected, self.size).mul_(0.5)
         if mean:
             self.cast = float(self.weight.sum())
-            weight = self.weight.addcmul_(elected, self.signs).mul_(0.5)
-            self.agreed = float(weight.sum())
-            weight.numpy()[weight.numpy() == 0] = 1.0
-            agreed /= weight
+            self.weight.addcmul_(elected, self.signs).mul_(0.5)
+            self.agreed = float(self.weight.sum())
+            weight = self.weight.numpy()
+            weight[weight == 0] = 1.0
+            agreed /= self.weight
         if open_ and even == 0:
             agreed.masked_fill_(torch.from_numpy(tied), 0.0)
         return agreed, votes, open_

@@ -152,12 +152,12 @@ def _held(method: Merge, groups: Sequence[Group], threads: int) -> int:
 
 
 def _drawn(method: Merge, groups: Sequence[Group], largest: Group, threads: int) -> int:
-    """Bytes that a selection holds: sizes that are few, else a sample and what lies near the threshold."""
+    """Bytes that selections hold: the sizes of tensors that have few, of others a sample and what lies near the cut."""
     model = getattr(method, "scope", "") == "model"
     count, at_once = (sum(group.count for group in groups), 1) if model else (largest.count, threads)
-    if count <= HELD:
-        return 3 * count * 4 * at_once
-    return (min(max(SAMPLE, count // 256), 1 << 20) * 8 * len(largest.donors) + min(count // 50, ROOM) * 16) * at_once
+    held = 0 if model and count > HELD else 3 * min(count, HELD) * largest.wide.itemsize
+    drawn = min(max(SAMPLE, count // 256), 1 << 20) * 8 * len(largest.donors) + min(count // 50, ROOM) * 16
+    return max(held, drawn if count > HELD else 0) * at_once
 
 
 def _key(job: Job, slots: Sequence[Slot], shard: int, run: Run) -> str:

@@ -132,6 +132,9 @@ class Merge(Remedy, abstract=True):
 
     A method must let NaN and infinity through to its result, by which the engine finds them.
 
+    Class attributes: `grain` says what a block is, `buffers` whether floating buffers are merged like parameters, and
+    `reads_base` whether `combine` looks at the base's values.
+
     Attributes:
         skip: globs of tensors that stay the base's, such as heads of other tasks.
     """
@@ -139,10 +142,8 @@ class Merge(Remedy, abstract=True):
     skip: tuple[str, ...] = ()
 
     grain: ClassVar[Grain] = "element"
-    reads_base: ClassVar[bool] = True
-    """Whether `combine` looks at the base's values."""
     buffers: ClassVar[bool] = False
-    """Whether floating buffers are merged like parameters."""
+    reads_base: ClassVar[bool] = True
 
     def check(self, donors: int) -> None:
         """Raise `InputError` where the method cannot merge so many donors."""
