@@ -178,7 +178,7 @@ def test_samples_of_unknown_label_do_not_count_and_labels_of_other_classes_are_r
     some = sample_fisher(net, [Batch(x, torch.tensor([0, -100, 2, -100]))], ["2.bias"], "empirical")["2.bias"]
     wanted = sample_fisher(net, [Batch(x[[0, 2]], torch.tensor([0, 2]))], ["2.bias"], "empirical")["2.bias"]
     assert torch.equal(some, wanted)
-    with pytest.raises(InputError, match="outside 0..2"):
+    with pytest.raises(InputError, match=r"outside 0\.\.2"):
         sample_fisher(net, [Batch(x, torch.tensor([0, 1, 2, 3]))], ["2.bias"], "empirical")
     with pytest.raises(InputError, match="label is known"):
         sample_fisher(net, [Batch(x, torch.full((4,), -100))], ["2.bias"], "empirical")
