@@ -181,7 +181,7 @@ def views_zoo(
     donors = {}
     for number, (task, part) in enumerate(seen.items()):
         donors[task] = fit(base, World(source=part), run=run.replace(seed=run.seed_for("task", number)))
-    return Zoo(base, donors, seen, validate, *drawn(test, "judge", judge))
+    return Zoo(base, donors, seen, validate, drawn(test, "judge", judge)[0])
 
 
 def gloss_zoo(
