@@ -208,3 +208,21 @@ def test_worlds_that_do_not_fit_are_refused_with_what_to_do():
         spoilt[0].weight[0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"donor1\.0\.weight"):
         AdaMerging()(net, world.replace(models={**donors, "donor1": spoilt}))
+
+
+def test_the_guard_refuses_outputs_that_are_no_numbers_and_takes_one_sure_answer_for_no_entropy():
+    base, donors = nn.Linear(2, 2).double(), {n: nn.Linear(2, 2).double() for n in "ab"}
+    x = torch.ones(8, 2, dtype=torch.float64)
+    with torch.no_grad():
+        for donor in donors.values():
+            donor.weight.fill_(1e308)
+    with pytest.raises(NonFiniteError, match="outputs for target"):
+        AdaMerging(prior=1.0, steps=1).learn(base, World(models=donors, target=x))
+
+    class Sure(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mul(0) + torch.tensor([0.0, 35.0], dtype=x.dtype)
+
+    nets = [Sure(2, 2).double() for _ in range(3)]
+    world = World(models=dict(zip("ab", nets[1:], strict=True)), target=x)
+    assert not AdaMerging(steps=1, guard=1.0).learn(nets[0], world).stopped

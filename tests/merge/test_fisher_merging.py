@@ -97,7 +97,9 @@ def test_the_remedy_estimates_and_averages():
     world = World(source=x, models={"a": a, "b": b})
     found = FisherMerge(samples=40)(base, world)
     names = [name for name, _ in base.named_parameters()]
-    fishers = [sample_fisher(net, [Batch(x[:40])], names) for net in (a, b)]
+    # Of 50 samples 40, evenly: of each five the fifth is left out.
+    rows = [i for i in range(50) if i % 5 != 4]
+    fishers = [sample_fisher(net, [Batch(x[rows])], names) for net in (a, b)]
     wanted = fisher_merge([dict(net.state_dict()) for net in (a, b)], fishers)
     assert all(torch.allclose(p, wanted[name]) for name, p in found.named_parameters())
     # Each on its own data, by name.
@@ -159,3 +161,73 @@ def test_regmean_reads_sequences_token_by_token():
     assert torch.allclose(RegMean()(layers[0], world).weight, RegMean()(layers[0], flat).weight)
     mean = Average()(layers[0], flat)
     assert torch.allclose(RegMean()(layers[0], flat).bias, mean.bias)
+
+
+def test_samples_of_data_that_are_sorted_by_class_are_taken_of_all_classes():
+    base, a, b = nets(3)
+    x = torch.cat([inputs(30), inputs(30, 1) + 5])
+    world = World(source=x, models={"a": a, "b": b})
+    some = World(source=x[::10], models={"a": a, "b": b})
+    for method in (FisherMerge(), RegMean()):
+        found, wanted = method.replace(samples=6)(base, world), method(base, some)
+        assert all(torch.allclose(p, q) for p, q in zip(found.parameters(), wanted.parameters(), strict=True))
+
+
+def test_samples_of_unknown_label_do_not_count_and_labels_of_other_classes_are_refused():
+    (net,), x = nets(1), inputs(4)
+    some = sample_fisher(net, [Batch(x, torch.tensor([0, -100, 2, -100]))], ["2.bias"], "empirical")["2.bias"]
+    wanted = sample_fisher(net, [Batch(x[[0, 2]], torch.tensor([0, 2]))], ["2.bias"], "empirical")["2.bias"]
+    assert torch.equal(some, wanted)
+    with pytest.raises(InputError, match=r"outside 0\.\.2"):
+        sample_fisher(net, [Batch(x, torch.tensor([0, 1, 2, 3]))], ["2.bias"], "empirical")
+    with pytest.raises(InputError, match="label is known"):
+        sample_fisher(net, [Batch(x, torch.full((4,), -100))], ["2.bias"], "empirical")
+
+
+def test_donors_in_training_mode_are_run_in_evaluation_mode():
+    def made(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)).double().train()
+
+    base, a, b = map(made, range(3))
+    world = World(source=inputs(30), models={"a": a, "b": b})
+    for method in (FisherMerge(), RegMean()):
+        found = method(base, world)
+        wanted = method(fork(base).eval(), world)
+        assert all(torch.equal(p, q) for p, q in zip(found.parameters(), wanted.parameters(), strict=True))
+    assert a.training and not bool(a[1].running_mean.any())
+
+
+@pytest.mark.parametrize("method", [FisherMerge(skip=("2.*",)), RegMean(skip=("2.*",))])
+def test_donors_are_run_with_heads_of_their_own_where_these_are_skipped(method):
+    base, a, b = nets(3)
+    a[2], b[2] = nn.Linear(6, 5).double(), nn.Linear(6, 2).double()
+    found = method(base, World(source=inputs(30), models={"a": a, "b": b}))
+    assert torch.equal(found[2].weight, base[2].weight)
+    if isinstance(method, FisherMerge):
+        fishers = [sample_fisher(net, [Batch(inputs(30))], ["0.weight", "0.bias"]) for net in (a, b)]
+        wanted = fisher_merge([{n: net.state_dict()[n] for n in fishers[0]} for net in (a, b)], fishers)
+        assert torch.allclose(found[0].weight, wanted["0.weight"])
+    with pytest.raises(CheckpointError, match=r"b\.2\.weight is \(2, 6\)"):
+        method.replace(skip=())(base, World(source=inputs(30), models={"a": base, "b": b}))
+
+
+def test_regmean_averages_what_it_cannot_regress():
+    class Net(nn.Module):
+        def __init__(self, seed: int):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.embedding, self.attention = nn.Embedding(11, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.used, self.never = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 11, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.embedding(x)
+            return self.head(self.used(self.attention(h, h, h, need_weights=False)[0]))
+
+    base, a, b = map(Net, range(3))
+    world = World(source=torch.randint(11, (20, 5)), models={"a": a, "b": b})
+    found, mean = RegMean()(base, world), Average()(base, world)
+    for name, parameter in found.named_parameters():
+        assert torch.allclose(parameter, mean.get_parameter(name), atol=1e-6) == (name != "used.weight"), name

@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 from homeostat.core.check import check_remedy, small_network, small_world
+from homeostat.core.data import Tensors
 from homeostat.core.errors import CheckpointError, InputError, MissingPart, ModelError, SpecError
 from homeostat.core.run import Run
 from homeostat.core.save import load, save
@@ -110,6 +111,17 @@ def test_a_step_of_training_is_down_the_gradient_of_the_stated_loss(alpha, tempe
     loss.backward()
     for (name, found), parameter in zip(kit.named_parameters(), auxiliary.parameters(), strict=True):
         assert torch.allclose(found, parameter - 0.1 * parameter.grad, atol=1e-6), name
+
+
+def test_batches_without_a_known_label_are_learnt_from_the_teacher_alone():
+    world, net = with_teacher(), vit(4).float()
+    batch = world.source.load()
+    y = torch.full_like(batch.labels, -100)
+    method = quick(alpha=0.5, recipe=Recipe(optimizer=SGD(lr=0.1, momentum=0.0), batch=8))
+    for known in (0, 3):
+        y[:known] = batch.labels[:known]
+        kit = method.kit(net, world.replace(source=Tensors(batch.x, y)), run=Run(seed=3))
+        assert all(bool(torch.isfinite(p).all()) for p in kit.parameters())
 
 
 def test_the_remedy_keeps_all_promises_and_one_kit_serves_all_depths():

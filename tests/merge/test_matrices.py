@@ -83,6 +83,16 @@ def test_changes_of_low_rank_are_flattened_in_their_own_directions_alone(method)
     assert float(lengths[0]) >= float(torch.linalg.svdvals(sum(changes)).mean())
 
 
+def test_in_half_precision_rounding_counts_as_directions():
+    """The documented failure: what changed along six directions was also rounded, which leaves none as it was."""
+    base, changes = tasks((40, 24), rank=2)
+    stored = base.bfloat16()
+    exact = merged(IsoC(), stored.double(), changes) - stored.double()
+    rounded = merged(IsoC(), stored.double(), [(stored + c).bfloat16().double() - stored for c in changes])
+    ranks = [int(torch.linalg.matrix_rank(change, rtol=1e-4)) for change in (exact, rounded - stored.double())]
+    assert ranks == [6, 24]
+
+
 @pytest.mark.parametrize("method", [IsoC(), IsoCTS(), TSVM(), WUDI()])
 def test_what_is_no_matrix_is_averaged(method):
     base = {"b": torch.zeros(3), "conv": torch.zeros(2, 1, 2, 2)}

@@ -193,3 +193,15 @@ def test_misfits_are_refused():
         TINY(nn.Linear(2, 3), World(source=three), kit=kit)
     with pytest.raises(ModelError, match="no parameter"):
         TINY.replace(own=("head.*",)).kit(net, world)
+
+
+def test_unknown_labels_are_no_class():
+    net, world = nn.Linear(2, 2), circle([0.0, 1.0])
+    batch = world.parts["net0"].load()
+    y = batch.labels.clone()
+    y[:3] = -100
+    some = {n: Tensors(batch.x, y) for n in world.parts}
+    assert TINY.kit(net, world.replace(parts=some)).encoder.classes == 2
+    none = Tensors(batch.x, torch.full_like(y, -100))
+    with pytest.raises(MissingPart, match="no label of net0"):
+        TINY.kit(net, world.replace(parts={**some, "net0": none}))

@@ -7,7 +7,7 @@ from homeostat.adapt import Tent
 from homeostat.core.check import small_network, small_world
 from homeostat.core.errors import ModelError
 from homeostat.fit import Fit, Recipe
-from homeostat.merge import TIES, TaskArithmetic, WiSEFT
+from homeostat.merge import DARE, TIES, TaskArithmetic, WiSEFT
 
 
 def test_it_is_the_point_on_the_line_that_was_asked_for_and_statistics_follow():
@@ -33,3 +33,13 @@ def test_another_rule_may_take_the_place_of_the_line():
 def test_what_has_no_weights_to_merge_is_refused():
     with pytest.raises(ModelError, match=r"Tent gives a .*cannot be merged"):
         WiSEFT(Tent())(small_network(), small_world())
+
+
+@pytest.mark.parametrize("method", [TaskArithmetic(scale=20.0), DARE(density=0.5)])
+def test_statistics_go_no_further_than_to_the_other_end(method):
+    net, world, tune = small_network(), small_world(), Fit(recipe=Recipe(epochs=1))
+    far, tuned = WiSEFT(tune, method)(net, world), tune(net, world)
+    for name, before in net.named_buffers():
+        after, found = tuned.get_buffer(name), far.get_buffer(name)
+        if before.is_floating_point():
+            assert bool(((found >= torch.minimum(before, after)) & (found <= torch.maximum(before, after))).all()), name

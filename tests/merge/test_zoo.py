@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from homeostat.core.data import Tensors
-from homeostat.core.errors import InputError, UnknownName
+from homeostat.core.errors import InputError, SpecError, UnknownName
 from homeostat.core.fork import fork
 from homeostat.core.probe import outputs
 from homeostat.core.run import Run
@@ -70,6 +70,11 @@ def test_the_zoo_of_views_is_made_trains_all_but_the_head_and_comes_from_the_cac
     for donor in zoo.donors.values():
         assert torch.equal(donor.linear.weight, zoo.base.linear.weight)
         assert not torch.equal(donor.layers.linear0.weight, zoo.base.layers.linear0.weight)
+    for task in zoo.donors:
+        own = [image.numpy().tobytes() for part in (zoo.train, zoo.tune) for image in part[task].load().x]
+        assert len(own) == len(set(own)) == 230, "what a donor saw does not choose"
+    with pytest.raises(InputError, match=r"40 images to train are there; each view wants 60 \+ 10 \+ 5"):
+        views_zoo(train[:40], test, few=60, each=10, tune=5, judge=5)
     assert 0.15 < zoo.accuracy(zoo.base) < sum(zoo.alone().values()) / 8 - 0.2
     made = len(list((tmp_path / "fit").iterdir()))
     again = views_zoo(train, test, run=run, few=60, each=200, tune=30, judge=100, rate=1e-3)
@@ -96,6 +101,10 @@ def test_the_tail_of_minilm_on_its_states_is_minilm_and_can_be_saved(tmp_path):
     assert torch.equal(back(x), headed.eval()(x)) and back(x).shape == (3, 4)
     with pytest.raises(InputError, match="6 layers"):
         EncoderTail(7)
+    with pytest.raises(InputError, match="6 layers"):
+        EncoderTail.states(texts, 7)
+    with pytest.raises(SpecError, match="depth = 0"):
+        EncoderTail.states(texts, 0)
 
 
 @text

@@ -184,3 +184,25 @@ def test_wrong_arguments_are_refused():
     twice = nn.Linear(4, 4).double()
     with pytest.raises(ModelError, match="more than once"):
         renormalize(nn.Sequential(twice, twice, nn.Linear(4, 2).double()), [net], torch.rand(5, 4).double())
+
+
+def test_a_norm_with_a_scale_for_each_position_is_left_alone():
+    """Four channels on four by four positions: the scale of a channel would fit any of the axes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.LayerNorm((4, 4, 4)), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
+    other = fork(net, own="*")
+    with torch.no_grad():
+        other[0].weight *= torch.tensor([0.2, 0.5, 1.0, 2.0], dtype=torch.float64).view(4, 1, 1, 1)
+    made = renormalize(other, [net], inputs(), eps=0.0)
+    with torch.no_grad():
+        assert torch.allclose(made(inputs()), net(inputs()), atol=1e-9)
+    assert torch.equal(made[1].weight, net[1].weight)
+
+
+def test_a_norm_that_several_layers_share_is_refused():
+    norm = nn.BatchNorm1d(4).double()
+    net = nn.Sequential(
+        nn.Linear(4, 4).double(), norm, nn.ReLU(), nn.Linear(4, 4).double(), norm, nn.ReLU(), nn.Linear(4, 2).double()
+    )
+    with pytest.raises(ModelError, match="more than once have no one statistic: 1"):
+        renormalize(net, [net], torch.rand(9, 4).double())

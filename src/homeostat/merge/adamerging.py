@@ -192,8 +192,11 @@ class AdaMerging(Remedy):
         spread = entropy = 0.0
         for name, (call, data) in streams.items():
             logits = call(_drawn(data, self.guard_samples, run.rng("AdaMerging.guard", name))).double()
+            if not bool(torch.isfinite(logits).all()):
+                raise NonFiniteError(f"the merge's outputs for {name} hold NaN or infinity; look at the donors")
             mean = logits.softmax(1).mean(0)
-            spread -= float(torch.xlogy(mean, mean).sum()) / len(streams)
+            # Rounding can make the entropy of one sure answer a little less than 0.
+            spread += max(0.0, -float(torch.xlogy(mean, mean).sum())) / len(streams)
             entropy += float(softmax_entropy(logits).mean()) / len(streams)
         return spread, entropy
 

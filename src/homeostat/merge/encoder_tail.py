@@ -43,12 +43,9 @@ class EncoderTail(Part):
 
     def __init__(self, depth: int = 2, classes: int | None = None, seed: int = 0):
         super().__init__()
-        at_least_one(depth=depth)
         self.depth, self.classes, self.seed = depth, classes, seed
         encoder: Any = MiniLM().encoder
-        if depth > len(encoder.encoder.layer):
-            raise InputError(f"MiniLM has {len(encoder.encoder.layer)} layers; got depth {depth}")
-        self.layer = nn.ModuleList(list(encoder.encoder.layer)[-depth:])
+        self.layer = nn.ModuleList(_divided(encoder, depth)[1])
         self.head: nn.Linear | None = None
         if classes is not None:
             self.head = nn.Linear(int(encoder.config.hidden_size), classes)
@@ -66,14 +63,22 @@ class EncoderTail(Part):
     def states(data: Data, depth: int = 2, size: int = 128) -> Tensors:
         """The states that a tail of this depth starts from, `{"states", "mask"}`, for tokenized texts."""
         encoder: Any = MiniLM().eval().encoder
-        first = list(encoder.encoder.layer)[: len(encoder.encoder.layer) - depth]
-        made = []
+        first, made = _divided(encoder, depth)[0], []
         for batch in data.batches(size):
             x: Any = batch.x
             tokens, mask = x["input_ids"], x["attention_mask"]
             made.append(_through(first, encoder.embeddings(input_ids=tokens), mask.float()))
         whole = data.load()
         return Tensors({"states": torch.cat(made), "mask": whole.x["attention_mask"]}, whole.y, whole.id)  # type: ignore[index,call-overload]
+
+
+def _divided(encoder: Any, depth: int) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The first layers, and the last `depth`."""
+    at_least_one(depth=depth)
+    layers = list(encoder.encoder.layer)
+    if depth > len(layers):
+        raise InputError(f"MiniLM has {len(layers)} layers; got depth {depth}")
+    return layers[: len(layers) - depth], layers[len(layers) - depth :]
 
 
 def _through(layers: Any, states: Tensor, mask: Tensor) -> Tensor:

@@ -38,10 +38,9 @@ from homeostat.core.method import Card, Remedy
 from homeostat.core.place import home
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, NonNegative
-from homeostat.core.weights import as_weights
 from homeostat.core.world import World
 from homeostat.merge.engine import merge_weights as merge_weights
-from homeostat.merge.merging import Block, Each, Group, Merge, check_weights_of_donors, merged_into, with_weights
+from homeostat.merge.merging import Block, Each, Group, Merge, as_network, check_weights_of_donors, merged_into
 from homeostat.nn.sample_fisher import Labels, sample_fisher
 
 
@@ -136,11 +135,11 @@ class FisherMerge(Remedy):
     Attributes:
         weights: of the donors in their order; none are all 1.
         labels: whose likelihood: `"exact"`, `"sampled"`, or `"empirical"`, which needs labels.
-        samples: that the information of each donor is estimated on.
+        samples: that the information of each donor is estimated on, taken evenly.
         normalize: divide each coefficient by the length of its donor's information.
         floor: least information. favor_first: of the first donor alone.
         streams: inputs for all donors as `world.source`, or for each as the part of its name, `"parts"`.
-        skip: globs of parameters that stay the base's.
+        skip: globs of parameters that stay the base's, such as heads; donors that are networks are run with their own.
     """
 
     weights: tuple[float, ...] = ()
@@ -166,8 +165,8 @@ class FisherMerge(Remedy):
         names = [n for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)]
         donors, fishers = [], []
         for name, donor in world.models.items():
-            network = with_weights(model, as_weights(donor), name)
-            batches = data_of(world, name, self.streams)[: self.samples].batches(64)
+            network = as_network(donor, model, name, self.skip)
+            batches = data_of(world, name, self.streams, self.samples).batches(64)
             fishers.append(home(sample_fisher(network, batches, names, self.labels, run.rng("fisher", name))))
             donors.append({n: home(p.detach()) for n, p in network.named_parameters() if n in fishers[-1]})
         merged = fisher_merge(
@@ -176,18 +175,20 @@ class FisherMerge(Remedy):
         return merged_into(model, merged)
 
 
-def data_of(world: World, donor: str, streams: str) -> Data:
+def data_of(world: World, donor: str, streams: str, samples: int) -> Data:
     """The data that a donor is measured on: those from before, or the part of its name.
+
+    Of many samples so many are taken evenly, since data often come sorted by class.
 
     Raises:
         MissingPart: there is no such part.
     """
-    if streams == "source":
-        assert world.source is not None
-        return world.source
-    if donor not in world.parts:
+    if streams == "parts" and donor not in world.parts:
         raise MissingPart(
             f"streams='parts' wants a part of each donor's name, and there is none of {donor}; parts are "
             f"{', '.join(world.parts) or 'none'}"
         )
-    return world.parts[donor]
+    data = world.source if streams == "source" else world.parts[donor]
+    assert data is not None
+    count = min(samples, len(data))
+    return data[(torch.arange(count) * len(data)) // max(count, 1)]

@@ -225,8 +225,9 @@ class SWS(Remedy):
             soft = soft_cross_entropy(wanted, out / self.temperature).mean() * self.temperature**2
             found = {"teacher": self.alpha * soft}
             if self.alpha < 1:
-                hard = F.cross_entropy(out, batch.labels.flatten(), ignore_index=UNKNOWN)
-                found["labels"] = (1 - self.alpha) * hard
+                labels = batch.labels.flatten()
+                hard = F.cross_entropy(out, labels, ignore_index=UNKNOWN, reduction="sum")
+                found["labels"] = (1 - self.alpha) * hard / (labels != UNKNOWN).sum().clamp(min=1)
             return found
 
         assert world.source is not None

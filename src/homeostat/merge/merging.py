@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.errors import CheckpointError, InputError
-from homeostat.core.fork import fork, matches
+from homeostat.core.fork import Pattern, fork, matches
 from homeostat.core.mapped import Mapped
 from homeostat.core.method import Remedy
 from homeostat.core.place import home
@@ -205,14 +205,25 @@ def merged_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return made
 
 
-def with_weights(model: nn.Module, tensors: Mapping[str, Tensor], called: str) -> nn.Module:
-    """A fork of a network that has a donor's parameters and buffers where it has them; else its own.
+def as_network(donor: Any, model: nn.Module, called: str, skip: Pattern = ()) -> nn.Module:
+    """A donor that can be run, in evaluation mode: a fork of it, or of `model` with its parameters and buffers.
+
+    Args:
+        donor: a network, tensors by name or a path.
+        model: the network that it is merged into.
+        called: the donor's name in messages.
+        skip: names of parameters that a donor that is a network may have in another shape, or not at all.
 
     Raises:
         CheckpointError: the donor lacks a parameter, or has one in another shape.
     """
-    check_donors({n: p for n, p in model.named_parameters() if p.is_floating_point()}, {called: tensors})
-    made = fork(model, own="*")
+    tensors, own = as_weights(donor), isinstance(donor, nn.Module)
+    skipped = matches(skip if own else ())
+    wanted = {n: p for n, p in model.named_parameters() if p.is_floating_point() and not skipped(n)}
+    check_donors(wanted, {called: tensors})
+    if own:
+        return fork(donor).eval()
+    made = fork(model, own="*").eval()
     with torch.no_grad():
         for name, tensor in weights(made).items():
             if name in tensors:

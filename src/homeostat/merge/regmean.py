@@ -5,8 +5,10 @@ sum_m |X_m W^T - X_m W_m^T|^2, which has the solution
 
     W^T = (sum_m G_m)^-1 sum_m G_m W_m^T,      G_m = X_m^T X_m
 
-with the off-diagonal entries of each G_m multiplied by `shrink`. All other parameters are averaged. Needs inputs, and
-no labels; one forward pass over them a donor. Where no input ever went, the average stands.
+with the off-diagonal entries of each G_m multiplied by `shrink`. All other parameters are averaged, and so are weights
+that several layers share, such as an embedding's and the head's. Needs inputs, and no labels; one forward pass over
+them a donor. Where no input ever went, and in layers that are never called (the output of `nn.MultiheadAttention`,
+which reads its weights itself), the average stands.
 
 Layers are merged one by one, each for the inputs that it had in its own donor; in a deep network these drift away, and
 nothing repairs it.
@@ -16,6 +18,7 @@ Reference: Jin et al., Dataless Knowledge Fusion by Merging Weights of Language 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,12 +30,11 @@ from homeostat.core.method import Card, Remedy
 from homeostat.core.place import home, there
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, Fraction
-from homeostat.core.weights import as_weights
 from homeostat.core.world import World
 from homeostat.merge.arithmetic import Average
 from homeostat.merge.engine import merge_weights
 from homeostat.merge.fisher_merging import data_of
-from homeostat.merge.merging import merged_into, with_weights
+from homeostat.merge.merging import as_network, merged_into
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class RegMean(Remedy):
 
     Attributes:
         shrink: factor of the off-diagonal entries of the inputs' products; the paper's alpha, 0.9. 1 trusts them fully.
-        samples: whose inputs are seen, of each donor.
+        samples: whose inputs are seen, of each donor, taken evenly.
         streams: inputs for all donors as `world.source`, or for each as the part of its name, `"parts"`.
-        skip: globs of parameters that stay the base's.
+        skip: globs of parameters that stay the base's, such as heads; donors that are networks are run with their own.
     """
 
     shrink: Fraction = 0.9
@@ -61,17 +63,18 @@ class RegMean(Remedy):
 
     def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
         skipped = matches(self.skip)
-        linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not skipped(_weight(n))]
+        linear = [name for name in _linear(model) if not skipped(_weight(name))]
         tensors, products = [], []
         for name, donor in world.models.items():
-            network = with_weights(model, as_weights(donor), name)
-            products.append(self._products(network, linear, data_of(world, name, self.streams)[: self.samples]))
+            network = as_network(donor, model, name, self.skip)
+            products.append(self._products(network, linear, data_of(world, name, self.streams, self.samples)))
             tensors.append({n: home(p.detach()) for n, p in network.named_parameters() if p.is_floating_point()})
         kept = {n: home(p.detach()) for n, p in model.named_parameters() if n in tensors[0] and not skipped(n)}
         merged = merge_weights(Average(), kept, tensors, run=run)
         for name in linear:
             weight = _weight(name)
-            seen = [made[name] for made in products]
+            never = torch.zeros(2 * merged[weight].shape[1:], dtype=torch.float64)
+            seen = [made.get(name, never) for made in products]
             merged[weight] = _solved(seen, [t[weight].double() for t in tensors]).to(merged[weight].dtype)
         return merged_into(model, merged)
 
@@ -95,6 +98,12 @@ class RegMean(Remedy):
             for handle in handles:
                 handle.remove()
         return {name: g * self.shrink + torch.diag(g.diagonal()) * (1 - self.shrink) for name, g in found.items()}
+
+
+def _linear(model: nn.Module) -> list[str]:
+    """Linear layers with a weight of their own."""
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and owners[id(m.weight)] == 1]
 
 
 def _weight(layer: str) -> str:

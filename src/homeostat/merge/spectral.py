@@ -12,7 +12,9 @@ task matrices Delta_t `[m, n]` and their sum D = U S V^T of rank r:
 
 Making columns orthogonal is taking their polar factor: P Q^T of U* = P S Q^T. Parameters that are no matrices are
 averaged. Only what is above the noise of the sum is flattened: the r directions of a sum of low-rank changes, and none
-of the many others, to which the official code gives the same length in directions of no meaning.
+of the many others, to which the official code gives the same length in directions of no meaning. Noise is that of
+float32. Networks stored in half precision differ in all directions by rounding alone, and Iso flattens that, too: give
+low-rank changes in float32.
 
 Iso wants its scale chosen on held-out data: between 1 and 2 in the paper for Iso-C. With one task nothing is shared,
 and flattening only does harm.

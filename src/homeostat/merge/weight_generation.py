@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from homeostat.core.data import Batch, Data, Tensors
+from homeostat.core.data import UNKNOWN, Batch, Data, Tensors
 from homeostat.core.errors import InputError, MissingPart, ModelError
 from homeostat.core.fork import fork, matches
 from homeostat.core.method import Card, Remedy
@@ -161,7 +161,11 @@ class D2NWG(Remedy):
         zoo = {name: as_weights(net) for name, net in world.models.items()}
         check_donors(chosen, zoo)
         weights = torch.stack([torch.cat([home(net[n]).float().flatten() for n in chosen]) for net in zoo.values()])
-        classes = len(world.parts[next(iter(zoo))].all_labels().unique())
+        name = next(iter(zoo))
+        labels = world.parts[name].all_labels()
+        classes = len(labels[labels != UNKNOWN].unique())
+        if not classes:
+            raise MissingPart(f"no label of {name} is known; data sets are told apart by samples of each class")
         pools = torch.stack([
             _by_class(model, self.layer, world.parts[n], classes, 4 * self.shots, run.rng("pool", n), n) for n in zoo
         ])  # fmt: skip

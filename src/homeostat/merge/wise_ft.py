@@ -8,7 +8,8 @@ before and theta_1 after,
 
 alpha = 1/2 is the paper's default. Here `remedy` gives theta_1 from the given network, the last good one, and `method`
 merges the two, so that any rule of this folder may take the place of the line: TIES with one donor keeps the largest
-changes only. BatchNorm statistics are merged as weights are.
+changes only. BatchNorm statistics are merged as weights are, but go no further than from one end to the other: a rule
+that goes beyond would make variances negative.
 
 What the remedy gives must be a network with the given one's weights: a method that adapts while it serves has changed
 nothing yet, and one that adds layers has nothing to be merged with. Where the two lie in different basins (long
@@ -29,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch as torch  # for the doctest
+import torch
 from torch import Tensor, nn
 
 from homeostat.core.errors import ModelError
@@ -79,7 +80,11 @@ class WiSEFT(Remedy):
                 f"{type(self.remedy).__name__} gives a {type(changed).__name__}, whose weights are not the given "
                 "network's in other values, so that the two cannot be merged"
             )
-        return merged_into(model, merge_weights(self.method, before, {type(self.remedy).__name__: after}, run=run))
+        merged = merge_weights(self.method, before, {type(self.remedy).__name__: after}, run=run)
+        for name in merged.keys() - {name for name, _ in model.named_parameters()}:
+            low, high = torch.minimum(before[name], after[name]), torch.maximum(before[name], after[name])
+            merged[name] = merged[name].clamp(low, high)
+        return merged_into(model, merged)
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

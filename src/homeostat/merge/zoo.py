@@ -69,7 +69,8 @@ class Zoo:
     Attributes:
         base: what all were fine-tuned from; a trunk without a head where heads are the tasks' own.
         donors: fine-tuned networks.
-        train, tune, test: labelled data by task, disjoint: what the donor saw, what may choose, what judges.
+        train, tune, test: labelled data by task: what its donor saw, what may choose, what judges. A task's are
+            disjoint; what one task tunes or judges on, another's donor may have seen as its own task has it.
         own_heads: whether each task has a frozen head of its own, which its donor holds; else one is shared.
     """
 
@@ -157,24 +158,30 @@ def views_zoo(
         rate: learning rate of the donors; ten times as much brings them closer to their limit, and apart.
     """
 
-    def drawn(data: Data, count: int, name: str) -> dict[str, Tensors]:
-        made = {}
+    def drawn(data: Data, name: str, *counts: int) -> list[dict[str, Tensors]]:
+        """For each count so many images of every view; no image of a view is in two of them."""
+        if len(data) < sum(counts):
+            raise InputError(f"{len(data)} images to {name} are there; each view wants {' + '.join(map(str, counts))}")
+        made: list[dict[str, Tensors]] = [{} for _ in counts]
         for number in range(8):
-            batch = data[torch.randperm(len(data), generator=run.rng(name, number))[:count]].load()
-            assert isinstance(batch.x, Tensor)
-            made[str(number)] = Tensors(view(F.avg_pool2d(batch.x, 2), number), batch.y)
+            rows = torch.randperm(len(data), generator=run.rng(name, number))[: sum(counts)].split(counts)
+            for part, own in zip(made, rows, strict=True):
+                batch = data[own].load()
+                assert isinstance(batch.x, Tensor)
+                part[str(number)] = Tensors(view(F.avg_pool2d(batch.x, 2), number), batch.y)
         return made
 
-    parts = drawn(train, few, "few").values()
+    first, seen, validate = drawn(train, "train", few, each, tune)
+    parts = first.values()
     whole = Tensors(torch.cat([part.batch.x for part in parts]), torch.cat([part.batch.labels for part in parts]))  # type: ignore[misc]
     recipe = Recipe(optimizer=Adam(lr=1e-3), epochs=2, batch=80)
     net = MLP(inputs=whole.batch.x[0].numel(), hidden=(256, 256, 256), seed=run.seed_for("network"))  # type: ignore[index,union-attr]
     base = Fit(recipe=recipe)(net, World(source=whole), run=run)
     fit = Fit(own="layers.*", recipe=Recipe(optimizer=Adam(lr=rate), epochs=3, batch=64))
-    seen, donors = drawn(train, each, "task"), {}
+    donors = {}
     for number, (task, part) in enumerate(seen.items()):
         donors[task] = fit(base, World(source=part), run=run.replace(seed=run.seed_for("task", number)))
-    return Zoo(base, donors, seen, drawn(train, tune, "validate"), drawn(test, judge, "judge"))
+    return Zoo(base, donors, seen, validate, drawn(test, "judge", judge)[0])
 
 
 def gloss_zoo(
@@ -200,8 +207,8 @@ def gloss_zoo(
         number = [next((k for k, glob in enumerate(globs) if fnmatchcase(name, glob)), UNKNOWN) for name in CLASSES]
         own = torch.tensor(number)[labels]
         kept = [torch.nonzero(own == k).flatten()[: 1 + count // len(globs)] for k in range(len(globs))]
-        if sum(map(len, kept)) < tune + judge + few * len(globs):
-            raise InputError(f"{task}: {sum(map(len, kept))} texts of its classes are there; {count} are wanted")
+        if (there := sum(map(len, kept))) < (least := tune + judge + few * len(globs)):
+            raise InputError(f"{task}: {there} texts of its classes are there; at least {least} are wanted")
         rows[task] = torch.cat(kept)
         classes[task] = own[rows[task]]
     pool = _states(texts, torch.cat(list(rows.values())), depth, run)

@@ -142,7 +142,7 @@ def _shares(references: Sequence[nn.Module], weights: Sequence[float] | None) ->
 def _units(model: nn.Module, x: Tree, layers: Pattern) -> list[str]:
     """Where statistics are taken, in order of use: layers, or what normalises them."""
     wanted, order, made_by, kept = matches(layers), list[str](), dict[int, str](), list[Tensor]()
-    follower: dict[str, str] = {}
+    follower, norms = dict[str, str](), list[str]()
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Tensor) -> None:
@@ -150,7 +150,11 @@ def _units(model: nn.Module, x: Tree, layers: Pattern) -> list[str]:
                 order.append(name)
                 made_by[id(out)] = name
                 kept.append(out)
-            elif id(args[0]) in made_by and module.weight is not None and module.bias is not None:
+                return
+            norms.append(name)
+            # A scale for each position, as of LayerNorm over an image, is none for each channel.
+            scale, shift = module.weight, module.bias
+            if id(args[0]) in made_by and scale is not None and scale.ndim == 1 and shift is not None:
                 follower[made_by[id(args[0])]] = name
 
         return hook
@@ -160,7 +164,8 @@ def _units(model: nn.Module, x: Tree, layers: Pattern) -> list[str]:
         model(x)
     for handle in handles:
         handle.remove()
-    if repeated := {name for name in order if order.count(name) > 1}:
+    used = order + [name for name in norms if name in follower.values()]
+    if repeated := {name for name in used if used.count(name) > 1}:
         raise ModelError(f"layers that are used more than once have no one statistic: {', '.join(sorted(repeated))}")
     units = [follower.get(name, name) for name in order[:-1] if wanted(name)]
     if not units:

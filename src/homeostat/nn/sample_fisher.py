@@ -4,7 +4,8 @@ For inputs x_1..x_n, classes y and weights theta_j,
 
     exact       F_j = (1/n) sum_x sum_y p(y | x) (d log p(y | x) / d theta_j)^2
     sampled     y drawn from p(y | x), once an input; the same in expectation
-    empirical   y the label, which is no Fisher information but is near it where the network is right
+    empirical   y the label, which is no Fisher information but is near it where the network is right; samples of
+                unknown label are left out
 
 Squares are of each sample's and each class's gradient. The square of a batch's mean gradient, which is cheaper and
 often taken for it, is something else: gradients of samples cancel in it (see `fisher_diagonal`).
@@ -31,10 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from homeostat.core.data import Batch
+from homeostat.core.data import UNKNOWN, Batch
 from homeostat.core.errors import InputError
 from homeostat.core.place import there
-from homeostat.core.task import Classify
+from homeostat.core.task import Classify, check_labels
 from homeostat.core.tree import map_tree
 
 Labels = Literal["exact", "sampled", "empirical"]
@@ -78,6 +79,7 @@ def sample_fisher(
     gradients = vmap(grad(likelihood), in_dims=(None, 0, 0))
     count = 0
     for batch in batches:
+        batch = _labelled(batch) if labels == "empirical" else batch
         for start in range(0, len(batch), chunk):
             x = there(map_tree(lambda leaf, s=start: leaf[s : s + chunk], batch.x), model)
             with torch.no_grad():
@@ -89,7 +91,8 @@ def sample_fisher(
                     sums[name] += torch.tensordot(weight.to(sums[name]), gradient.to(sums[name]).square_(), 1)
             count += len(shares)
     if count == 0:
-        raise InputError("the Fisher information needs at least one sample; there was none")
+        what = "sample whose label is known" if labels == "empirical" else "sample"
+        raise InputError(f"the Fisher information needs at least one {what}; there was none")
     return {name: total / count for name, total in sums.items()}
 
 
@@ -104,6 +107,11 @@ def _targets(
     elif labels == "sampled":
         yield torch.multinomial(shares.cpu(), 1, generator=draws)[:, 0].to(shares.device), ones
     else:
-        if batch.y is None:
-            raise InputError("the empirical Fisher information needs labels; give data with labels, or labels='exact'")
+        check_labels(batch.labels, shares.shape[1])
         yield batch.labels[start : start + len(ones)].to(shares.device), ones
+
+
+def _labelled(batch: Batch) -> Batch:
+    if batch.y is None:
+        raise InputError("the empirical Fisher information needs labels; give data with labels, or labels='exact'")
+    return batch[batch.labels != UNKNOWN]
