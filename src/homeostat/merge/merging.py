@@ -28,8 +28,8 @@ from homeostat.core.run import Run
 from homeostat.core.weights import Weights, as_weights, weights
 from homeostat.core.world import World
 
-BLOCK = 1 << 15
-"""Elements of a block: with a handful of donors in float32 it stays in a core's cache."""
+BLOCK = 1 << 17
+"""Elements of a block: few enough for a core's cache, and enough that threads do not wait for the interpreter."""
 
 T = TypeVar("T")
 Grain = Literal["element", "row", "tensor"]
