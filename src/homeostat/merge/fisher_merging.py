@@ -137,7 +137,8 @@ class FisherMerge(Remedy):
         labels: whose likelihood: `"exact"`, `"sampled"`, or `"empirical"`, which needs labels.
         samples: that the information of each donor is estimated on, taken evenly.
         normalize: divide each coefficient by the length of its donor's information.
-        floor: least information. favor_first: of the first donor alone.
+        floor: least information.
+        favor_first: the floor is that of the first donor alone, which stands where nobody knows anything.
         streams: inputs for all donors as `world.source`, or for each as the part of its name, `"parts"`.
         skip: globs of parameters that stay the base's, such as heads; donors that are networks are run with their own.
     """
