@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 
 from homeostat import Data, Run, Tensors, World, fork, read
+from homeostat.core.holding import holding
 from homeostat.data import FashionMNIST
 from homeostat.evidence import claim
 from homeostat.fit import Fit, Recipe
 from homeostat.merge import Average, FisherMerge, fisher_merge, views_zoo
-from homeostat.merge.merging import merged_into
 from homeostat.nn import MLP, Adam
 from homeostat.nn.fisher import fisher_diagonal
 from homeostat.probe import Accuracy
@@ -33,7 +33,7 @@ HEAD = ("linear.*",)
 
 def small(data: Data, count: int, run: Run, name: str) -> Tensors:
     batch = data[torch.randperm(len(data), generator=run.rng(name))[:count]].load()
-    return Tensors(torch.nn.functional.avg_pool2d(batch.x, 2), batch.y)  # type: ignore[arg-type]
+    return Tensors(torch.nn.functional.avg_pool2d(batch.x, 2), batch.y)
 
 
 @claim(
@@ -88,7 +88,7 @@ def samples_against_batches(run: Run, train: Data, test: Data) -> dict[str, floa
     rough = fisher_merge([dict(net.named_parameters()) for net, _ in halves.values()], squares)
     arms = {
         "per sample": FisherMerge(streams="parts", samples=512)(base, world, run=run),
-        "per batch": merged_into(base, rough),
+        "per batch": holding(base, rough),
     }
     return {name: read([Accuracy()], net, judge)[0].value for name, net in arms.items()}
 
@@ -102,6 +102,6 @@ def halved(run: Run, train: Data, test: Data) -> tuple[torch.nn.Module, dict, Te
     for name, low in (("clothes", 0), ("the rest", 5)):
         batch = many.load()
         kept = (batch.labels >= low) & (batch.labels < low + 5)
-        data = Tensors(batch.x[kept], batch.labels[kept])  # type: ignore[index,call-overload]
+        data = Tensors(batch.x[kept], batch.labels[kept])
         halves[name] = tune(base, World(source=data), run=run.replace(seed=run.seed_for(name))), data
     return base, halves, small(test, 5000, run, "judge")

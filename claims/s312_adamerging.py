@@ -107,11 +107,11 @@ def on_corrupted_inputs(run: Run, texts: Data) -> dict[str, float]:
 def gapped(data: Data, run: Run, task: str) -> Data:
     """The texts with a third of their tokens hidden, but for the first."""
     batch = data.load()
-    mask = batch.x["mask"].clone()  # type: ignore[index,call-overload]
+    mask = batch.x["mask"].clone()
     gone = torch.rand(mask.shape, generator=run.rng("gaps", task)) < 1 / 3
     gone[:, 0] = False
     mask[gone] = 0
-    return Tensors({"states": batch.x["states"], "mask": mask}, batch.y)  # type: ignore[index,call-overload]
+    return Tensors({"states": batch.x["states"], "mask": mask}, batch.y)
 
 
 @claim(

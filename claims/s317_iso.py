@@ -33,7 +33,7 @@ METHODS: dict[str, type[Merge]] = {"Iso-C": IsoC, "Iso-CTS": IsoCTS, "TIES": TIE
 
 def tuned(zoo: Zoo, name: str) -> nn.Module:
     method = METHODS[name]
-    return zoo.best(lambda scale: method(scale=scale, skip=HEAD)(zoo.base, zoo.world()), SCALES[name])[1]  # type: ignore[call-arg]
+    return zoo.best(lambda scale: method(scale=scale, skip=HEAD)(zoo.base, zoo.world()), SCALES[name])[1]
 
 
 @claim(

@@ -54,7 +54,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import Data, check_finite
-from homeostat.core.errors import InputError, MissingPart, NonFiniteError, SpecError
+from homeostat.core.errors import InputError, NonFiniteError, SpecError
 from homeostat.core.fork import unwrap
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Bag
@@ -65,6 +65,7 @@ from homeostat.core.task import Classify
 from homeostat.core.world import World
 from homeostat.merge.coefficients import Combination, Learned, agreeing, task_vectors
 from homeostat.merge.heads import with_head
+from homeostat.merge.merging import parts_by_donor
 from homeostat.nn.losses import softmax_entropy
 from homeostat.nn.optimizers import Adam, Optimizer
 
@@ -174,12 +175,7 @@ class AdaMerging(Remedy):
             data: Mapping[str, Data] = {"target": world.target}
             calls = {"target": combination.network}
         else:
-            if missing := [name for name in world.models if name not in world.parts]:
-                raise MissingPart(
-                    f"streams='parts' wants a part of each donor's name, and there is none of {', '.join(missing)}; "
-                    f"parts are {', '.join(world.parts)}"
-                )
-            data = {name: world.parts[name] for name in world.models}
+            data = parts_by_donor(world)
             calls = {n: with_head(combination.network, donor, self.heads) for n, donor in world.models.items()}
         for name, one in data.items():
             if len(one) == 0:

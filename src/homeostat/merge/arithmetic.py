@@ -29,7 +29,7 @@ from torch import Tensor
 from homeostat.core.errors import InputError
 from homeostat.core.method import Card
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
-from homeostat.merge.merging import Block, Merge, check_weights_of_donors
+from homeostat.merge.merging import Block, Merge, one_each
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Average(Merge):
     buffers: ClassVar[bool] = True
 
     def check(self, donors: int) -> None:
-        weights = check_weights_of_donors(self.weights, donors)
+        weights = one_each(self.weights, donors)
         if self.normalize and sum(weights) == 0:
             raise InputError("the weights add up to 0, so that they cannot be normalized; change one, or do not")
 
     def combine(self, block: Block, constants: Any) -> Tensor:
-        weights = check_weights_of_donors(self.weights, len(block.donors))
+        weights = one_each(self.weights, len(block.donors))
         total = sum(weights) if self.normalize else 1.0
         made = torch.zeros_like(block.base)
         for weight, donor in zip(weights, block.donors, strict=True):
@@ -91,10 +91,10 @@ class TaskArithmetic(Merge):
     )  # fmt: skip
 
     def check(self, donors: int) -> None:
-        check_weights_of_donors(self.weights, donors)
+        one_each(self.weights, donors)
 
     def combine(self, block: Block, constants: Any) -> Tensor:
-        weights = check_weights_of_donors(self.weights, len(block.donors))
+        weights = one_each(self.weights, len(block.donors))
         total = sum(weights) if self.normalize else 1.0
         # theta_0 (1 - scale sum w / total) + scale sum w theta_t / total: no task vector need be made.
         shares = [self.scale * weight / (total if abs(total) > 1e-8 else 1.0) for weight in weights]

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from homeostat.core.data import Data, check_finite
 from homeostat.core.errors import CheckpointError, InputError, MissingPart
 from homeostat.core.fork import fork
+from homeostat.core.holding import holding
 from homeostat.core.intake import as_data
 from homeostat.core.place import home, there
 from homeostat.core.task import Classify, Task
 from homeostat.core.weights import weights
-from homeostat.nn.permutation import holding
 from homeostat.nn.repair import renormalize
 
 

@@ -46,6 +46,7 @@ from homeostat.core.fork import Pattern, fork, matches
 from homeostat.core.place import device_of
 from homeostat.core.weights import as_weights
 from homeostat.merge.merging import check_donors
+from homeostat.merge.trimming import rank_of
 
 Per = Literal["tensor", "model"]
 
@@ -93,6 +94,23 @@ def task_vectors(
     return found
 
 
+def smallest_kept(vectors: Mapping[str, Tensor], density: float) -> Tensor:
+    """For each donor the size of the smallest entry that is kept, if it keeps its largest over all tensors.
+
+    Args:
+        vectors: `[donors, *shape]` by name.
+        density: share of its entries that each keeps, in (0, 1].
+
+    Returns:
+        `[donors]`.
+    """
+    count = sum(stack[0].numel() for stack in vectors.values())
+    place = count - rank_of(density, count) + 1
+    donors = range(len(next(iter(vectors.values()))))
+    sizes = (torch.cat([stack[donor].abs().flatten() for stack in vectors.values()]) for donor in donors)
+    return torch.stack([size.kthvalue(place).values for size in sizes])
+
+
 def agreeing(vectors: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
     """Task vectors with their small and their outvoted entries set to 0, as AdaMerging++ has them.
 
@@ -104,17 +122,8 @@ def agreeing(vectors: Mapping[str, Tensor], density: float) -> dict[str, Tensor]
         vectors: `[donors, *shape]` by name.
         density: in (0, 1].
     """
-    first = next(iter(vectors.values()))
-    count = sum(stack[0].numel() for stack in vectors.values())
-    keep = max(1, round(density * count))
-    cuts = [
-        torch.cat([s[t].abs().flatten() for s in vectors.values()]).kthvalue(count - keep + 1).values
-        for t in range(len(first))
-    ]
-    kept = {
-        name: stack * (stack.abs() >= torch.stack(cuts).view(-1, *[1] * (stack.ndim - 1)))
-        for name, stack in vectors.items()
-    }
+    cuts = smallest_kept(vectors, density)
+    kept = {name: stack * (stack.abs() >= cuts.view(-1, *[1] * (stack.ndim - 1))) for name, stack in vectors.items()}
     signs = {name: stack.sum(0).sign() for name, stack in kept.items()}
     majority = sum(float(sign.sum(dtype=torch.float64)) for sign in signs.values())
     for sign in signs.values():

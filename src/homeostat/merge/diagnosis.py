@@ -52,12 +52,12 @@ from homeostat.core.intake import as_data
 from homeostat.core.place import there
 from homeostat.core.probe import outputs
 from homeostat.core.reading import Finding, Reading, Readings
-from homeostat.merge.coefficients import task_vectors
+from homeostat.merge.coefficients import smallest_kept, task_vectors
 from homeostat.merge.heads import with_head
+from homeostat.nn.repair import LAYERS
 
 COLLAPSED = 0.5
 """A variance ratio below this is called collapse."""
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Vectors = Mapping[str, Tensor]
 
 
@@ -118,10 +118,7 @@ def sign_conflict(vectors: Vectors, density: float = 0.2) -> Reading:
         vectors: `[donors, *shape]` by name, see `task_vectors`.
         density: share of its entries, over all tensors, that each donor keeps: the largest in size.
     """
-    first = next(iter(vectors.values()))
-    sizes = [torch.cat([s[t].abs().flatten() for s in vectors.values()]) for t in range(len(first))]
-    keep = max(1, round(density * len(sizes[0])))
-    cut = torch.stack([size.kthvalue(len(size) - keep + 1).values for size in sizes])
+    cut = smallest_kept(vectors, density)
     shared, differ = [], []
     for stack in vectors.values():
         flat = stack.flatten(1)
@@ -238,7 +235,7 @@ def _variances(network: nn.Module, data: Data) -> dict[str, Tensor]:
         return hook
 
     for name, module in own.named_modules():
-        if isinstance(module, _LAYERS):
+        if isinstance(module, LAYERS):
             module.register_forward_hook(note(name))
     for batch in data.batches(256):
         own(there(batch.x, own))

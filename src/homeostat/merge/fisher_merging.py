@@ -32,15 +32,16 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.data import Data
-from homeostat.core.errors import InputError, MissingPart
+from homeostat.core.errors import InputError
 from homeostat.core.fork import matches
+from homeostat.core.holding import holding
 from homeostat.core.method import Card, Remedy
 from homeostat.core.place import home
 from homeostat.core.run import Run
 from homeostat.core.spec import Count, NonNegative
 from homeostat.core.world import World
 from homeostat.merge.engine import merge_weights as merge_weights
-from homeostat.merge.merging import Block, Each, Group, Merge, as_network, check_weights_of_donors, merged_into
+from homeostat.merge.merging import Block, Each, Group, Merge, as_network, one_each, parts_by_donor
 from homeostat.nn.sample_fisher import Labels, sample_fisher
 
 
@@ -64,12 +65,12 @@ class FisherAverage(Merge, register=False):
     def check(self, donors: int) -> None:
         if donors % 2:
             raise InputError(f"each network needs its Fisher information; there are {donors} mappings, an odd number")
-        check_weights_of_donors(self.weights, donors // 2)
+        one_each(self.weights, donors // 2)
 
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> list[float]:
         """A coefficient a network."""
         count = len(groups[0].donors) // 2 if groups else 0
-        weights = check_weights_of_donors(self.weights, count)
+        weights = one_each(self.weights, count)
         if not self.normalize:
             return list(weights)
         squares = [sum(column) for column in zip(*each(_squares, groups), strict=True)]
@@ -173,7 +174,7 @@ class FisherMerge(Remedy):
         merged = fisher_merge(
             donors, fishers, self.weights, normalize=self.normalize, floor=self.floor, favor_first=self.favor_first
         )
-        return merged_into(model, merged)
+        return holding(model, merged)
 
 
 def data_of(world: World, donor: str, streams: str, samples: int) -> Data:
@@ -184,12 +185,7 @@ def data_of(world: World, donor: str, streams: str, samples: int) -> Data:
     Raises:
         MissingPart: there is no such part.
     """
-    if streams == "parts" and donor not in world.parts:
-        raise MissingPart(
-            f"streams='parts' wants a part of each donor's name, and there is none of {donor}; parts are "
-            f"{', '.join(world.parts) or 'none'}"
-        )
-    data = world.source if streams == "source" else world.parts[donor]
+    data = world.source if streams == "source" else parts_by_donor(world)[donor]
     assert data is not None
     count = min(samples, len(data))
     return data[(torch.arange(count) * len(data)) // max(count, 1)]

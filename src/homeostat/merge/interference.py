@@ -30,9 +30,11 @@ import torch
 from torch import Tensor
 
 from homeostat.core.method import Card
+from homeostat.core.online import Bag
 from homeostat.core.spec import Count, Positive
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
 from homeostat.merge.spectral import HANDLES, NEEDS, MatrixMerge
+from homeostat.nn.optimizers import Adam
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,8 @@ class WUDI(MatrixMerge):
     def merged(self, changes: list[Tensor]) -> Tensor:
         stands = [c.T @ c / c.square().sum().clamp(min=1e-30) for c in changes]
         left, right = torch.stack(stands).sum(0), sum(c @ a for c, a in zip(changes, stands, strict=True))
-        found = torch.stack(changes).sum(0)
-        first, second = torch.zeros_like(found), torch.zeros_like(found)
-        for step in range(1, self.steps + 1):
-            gradient = 2 * (found @ left - right)
-            first.lerp_(gradient, 0.1)
-            second.lerp_(gradient.square(), 0.001)
-            size = (second / (1 - 0.999**step)).sqrt_().add_(1e-8)
-            found.addcdiv_(first, size, value=-self.lr / (1 - 0.9**step))
-        return found
+        adam, tau, state = Adam(lr=self.lr), {"tau": torch.stack(changes).sum(0)}, Bag()
+        adam.begin(tau, state)
+        for _ in range(self.steps):
+            adam.update(tau, {"tau": 2 * (tau["tau"] @ left - right)}, state)
+        return tau["tau"]

@@ -26,7 +26,7 @@ from homeostat.merge.publishing import check_free
 from homeostat.merge.reports import MergeReport, Watched
 from homeostat.merge.selection import ROOM
 from homeostat.merge.trimming import HELD, SAMPLE
-from homeostat.merge.writing import SHARD, CheckpointSink, Slot
+from homeostat.merge.writing import CheckpointSink, Slot
 
 FORMAT = 1
 """Of what a merge writes; raised when its numbers change, so that what an older version began is begun anew."""
@@ -73,13 +73,13 @@ def carry_out(
     job: Job,
     out: str | Path,
     *,
-    shard: int = SHARD,
-    threads: int = 2,
-    overwrite: bool = False,
-    resume: bool = True,
-    sync: bool = True,
-    dry_run: bool = False,
-    run: Run = Run(),
+    shard: int,
+    threads: int,
+    overwrite: bool,
+    resume: bool,
+    sync: bool,
+    dry_run: bool,
+    run: Run,
 ) -> MergeReport:
     """Do a job; see `merge_checkpoints`."""
     out = Path(out).expanduser()

@@ -54,9 +54,9 @@ from homeostat.core.intake import as_data
 from homeostat.core.place import HOME, home, there
 from homeostat.core.weights import as_weights
 from homeostat.nn.permutation import ChannelPlace, PermutationSpec, moved, permutation_spec
+from homeostat.nn.repair import LAYERS
 
 Model = nn.Module | Mapping[str, Tensor] | str | Path
-READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def weight_match(
@@ -119,7 +119,7 @@ def activation_match(
         raise InputError("activations are matched on at least one sample; the data are empty")
     spec = permutation_spec(a, data.fetch(torch.arange(min(2, len(data)))).x) if spec is None else spec
     nets = [fork(net).eval() for net in (a, b)]
-    readers = {name: module for name, module in nets[0].named_modules() if isinstance(module, READERS)}
+    readers = {name: module for name, module in nets[0].named_modules() if isinstance(module, LAYERS)}
     reads: list[tuple[int, ChannelPlace, str]] = []
     for number, group in enumerate(spec.groups):
         found = [

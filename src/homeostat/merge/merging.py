@@ -19,8 +19,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from homeostat.core.errors import CheckpointError, InputError
+from homeostat.core.data import Data
+from homeostat.core.errors import CheckpointError, InputError, MissingPart
 from homeostat.core.fork import Pattern, fork, matches
+from homeostat.core.holding import holding
 from homeostat.core.mapped import Mapped
 from homeostat.core.method import Remedy
 from homeostat.core.place import home
@@ -192,17 +194,7 @@ class Merge(Remedy, abstract=True):
             name: Mapped(donor.path) if isinstance(donor, Weights) else home(dict(as_weights(donor)))
             for name, donor in world.models.items()
         }
-        return merged_into(model, merge_weights(self, base, donors, run=run))
-
-
-def merged_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A fork of a network that has these parameters and buffers."""
-    made = fork(model, own=set(tensors))
-    with torch.no_grad():
-        for name, tensor in weights(made).items():
-            if name in tensors:
-                tensor.copy_(tensors[name])
-    return made
+        return holding(model, merge_weights(self, base, donors, run=run))
 
 
 def as_network(donor: Any, model: nn.Module, called: str, skip: Pattern = ()) -> nn.Module:
@@ -254,12 +246,26 @@ class Copy(Merge, register=False):
         return block.base
 
 
-def check_weights_of_donors(weights: Sequence[float], donors: int) -> tuple[float, ...]:
-    """One weight a donor: those given, or 1 each.
+def one_each(values: Sequence[float], donors: int, usual: float = 1.0, what: str = "weights") -> tuple[float, ...]:
+    """A number for each donor: those given, or the usual one.
 
     Raises:
         InputError: there are some, but not one a donor.
     """
-    if weights and len(weights) != donors:
-        raise InputError(f"there are {len(weights)} weights for {donors} donors; give one each, or none")
-    return tuple(weights) or (1.0,) * donors
+    if values and len(values) != donors:
+        raise InputError(f"there are {len(values)} {what} for {donors} donors; give one each, or none")
+    return tuple(values) or (usual,) * donors
+
+
+def parts_by_donor(world: World) -> dict[str, Data]:
+    """The part of each donor's name, for methods whose `streams` are `"parts"`.
+
+    Raises:
+        MissingPart: there is none for some donors; all of them are named.
+    """
+    if missing := [name for name in world.models if name not in world.parts]:
+        raise MissingPart(
+            f"streams='parts' wants a part of each donor's name, and there is none of {', '.join(missing)}; parts are "
+            f"{', '.join(world.parts) or 'none'}"
+        )
+    return {name: world.parts[name] for name in world.models}

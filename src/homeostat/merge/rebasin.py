@@ -41,6 +41,7 @@ import torch
 from torch import nn
 
 from homeostat.core.errors import InputError
+from homeostat.core.holding import holding
 from homeostat.core.method import Card, Remedy
 from homeostat.core.place import there
 from homeostat.core.run import Run
@@ -50,7 +51,7 @@ from homeostat.core.world import World
 from homeostat.merge.barriers import blend
 from homeostat.merge.matching import activation_match, weight_match
 from homeostat.merge.merging import check_donors
-from homeostat.nn.permutation import holding, permutation_spec
+from homeostat.nn.permutation import permutation_spec
 from homeostat.nn.repair import renormalize
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.fork import matches
+from homeostat.core.holding import holding
 from homeostat.core.method import Card, Remedy
 from homeostat.core.place import home, there
 from homeostat.core.run import Run
@@ -34,7 +35,7 @@ from homeostat.core.world import World
 from homeostat.merge.arithmetic import Average
 from homeostat.merge.engine import merge_weights
 from homeostat.merge.fisher_merging import data_of
-from homeostat.merge.merging import as_network, merged_into
+from homeostat.merge.merging import as_network
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class RegMean(Remedy):
             never = torch.zeros(2 * merged[weight].shape[1:], dtype=torch.float64)
             seen = [made.get(name, never) for made in products]
             merged[weight] = _solved(seen, [t[weight].double() for t in tensors]).to(merged[weight].dtype)
-        return merged_into(model, merged)
+        return holding(model, merged)
 
     def _products(self, network: nn.Module, linear: list[str], data: Any) -> dict[str, Tensor]:
         """X^T X of every linear layer's inputs, shrunk, float64."""

@@ -42,7 +42,7 @@ from homeostat.core.run import Run
 from homeostat.core.spec import Fraction
 from homeostat.merge.election import Election
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
-from homeostat.merge.merging import Block, Each, Grain, Group, Merge, check_weights_of_donors
+from homeostat.merge.merging import Block, Each, Grain, Group, Merge, one_each
 from homeostat.merge.selection import among_largest
 from homeostat.merge.trimming import Kept, largest, one_by_one, trim
 
@@ -72,9 +72,8 @@ class SparseTaskVectors(Merge, abstract=True):
     mean: bool = True
 
     def check(self, donors: int) -> None:
-        check_weights_of_donors(self.weights, donors)
-        if self.densities and len(self.densities) != donors:
-            raise InputError(f"there are {len(self.densities)} densities for {donors} donors; give one each, or none")
+        one_each(self.weights, donors)
+        one_each(self.densities, donors, self.density, "densities")
 
     def looks_first(self) -> bool:
         return False
@@ -91,8 +90,8 @@ class SparseTaskVectors(Merge, abstract=True):
 
     def combine(self, block: Block, constants: Any) -> Tensor:
         count = len(block.donors)
-        weights = check_weights_of_donors(self.weights, count)
-        densities = self.densities or (self.density,) * count
+        weights = one_each(self.weights, count)
+        densities = one_each(self.densities, count, self.density)
         election = Election(block.base) if self.elect else None
         total = torch.zeros_like(block.base)
         for donor, (delta, density, weight) in enumerate(zip(block.deltas(), densities, weights, strict=True)):
@@ -182,7 +181,10 @@ class Breadcrumbs(SparseTaskVectors):
     def constants(self, group: Group, survey: Any) -> tuple[tuple[Kept, ...], tuple[Kept, ...]] | None:
         if self.axis == "row":
             return None
-        counts = [_shares(group.count, density, self.outliers) for density in self._all(group)]
+        counts = [
+            _shares(group.count, density, self.outliers)
+            for density in one_each(self.densities, len(group.donors), self.density)
+        ]
         upper = largest([group], [drop for drop, _ in counts], "index", one_by_one)[group.name]
         lower = largest([group], [drop + keep for drop, keep in counts], "index", one_by_one)[group.name]
         return upper, lower
@@ -199,9 +201,6 @@ class Breadcrumbs(SparseTaskVectors):
         kept = among_largest(sizes, drop + keep) & ~among_largest(sizes, drop)
         # A product, which lets NaN and infinity show; they rank among the outliers.
         return delta.mul_(torch.from_numpy(kept))
-
-    def _all(self, group: Group) -> tuple[float, ...]:
-        return self.densities or (self.density,) * len(group.donors)
 
 
 def _shares(count: int, density: float, outliers: float) -> tuple[int, int]:

@@ -38,13 +38,12 @@ import annotated_types as at
 import torch
 from torch import Tensor
 
-from homeostat.core.errors import InputError
 from homeostat.core.method import Card
 from homeostat.core.run import Run
 from homeostat.core.spec import Positive
 from homeostat.merge.election import Election, Vote
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
-from homeostat.merge.merging import Block, Each, Group, Merge, check_weights_of_donors
+from homeostat.merge.merging import Block, Each, Group, Merge, one_each
 from homeostat.merge.trimming import Kept, largest, one_by_one, rank_of, trim
 
 Density = Annotated[float, at.Gt(0), at.Le(1)]
@@ -85,9 +84,8 @@ class TIES(Merge):
     )  # fmt: skip
 
     def check(self, donors: int) -> None:
-        check_weights_of_donors(self.weights, donors)
-        if self.densities and len(self.densities) != donors:
-            raise InputError(f"there are {len(self.densities)} densities for {donors} donors; give one each, or none")
+        one_each(self.weights, donors)
+        one_each(self.densities, donors, self.density, "densities")
 
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> _Survey:
         found = _Survey({group.name: group for group in groups})
@@ -100,7 +98,7 @@ class TIES(Merge):
         return _Constants(told, self._kept(group, survey))
 
     def combine(self, block: Block, constants: _Constants) -> Tensor:
-        weights = check_weights_of_donors(self.weights, len(block.donors))
+        weights = one_each(self.weights, len(block.donors))
         election = Election(block.base, self.vote)
         for delta, kept, weight in zip(block.deltas(), constants.kept, weights, strict=True):
             trimmed = trim(delta, kept, block.start)
@@ -123,7 +121,7 @@ class TIES(Merge):
 
     def note(self, group: Group, survey: _Survey) -> dict[str, Any]:
         """Votes and whether one was even; with `mean`, the share of changes kept and of those the share outvoted."""
-        told, weights = survey.told[group.name], check_weights_of_donors(self.weights, len(group.donors))
+        told, weights = survey.told[group.name], one_each(self.weights, len(group.donors))
         shares = dict[str, float]()
         if self.mean and all(weight > 0 for weight in weights):
             shares = {
@@ -142,7 +140,7 @@ class TIES(Merge):
 
     def _ranks(self, groups: Sequence[Group]) -> list[int]:
         count = sum(group.count for group in groups)
-        return [rank_of(d, count) for d in self.densities or (self.density,) * len(groups[0].donors)]
+        return [rank_of(d, count) for d in one_each(self.densities, len(groups[0].donors), self.density)]
 
 
 @dataclass

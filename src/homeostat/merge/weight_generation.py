@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from homeostat.core.data import UNKNOWN, Batch, Data, Tensors
 from homeostat.core.errors import InputError, MissingPart, ModelError
 from homeostat.core.fork import fork, matches
+from homeostat.core.holding import holding
 from homeostat.core.method import Card, Remedy
 from homeostat.core.part import Part
 from homeostat.core.place import home, there
@@ -56,7 +57,7 @@ from homeostat.core.tree import Tree
 from homeostat.core.weights import as_weights
 from homeostat.core.world import World
 from homeostat.fit.training import Cosine, Recipe, train
-from homeostat.merge.merging import check_donors, merged_into
+from homeostat.merge.merging import check_donors
 from homeostat.nn.diffusion import DDPM, VectorDenoiser
 from homeostat.nn.optimizers import Adam
 from homeostat.nn.set_transformer import DatasetEncoder
@@ -202,7 +203,7 @@ class D2NWG(Remedy):
         draws, classes = run.rng("source"), kit.encoder.classes
         pool = _by_class(model, self.layer, world.source, classes, 4 * self.shots, draws, "source")
         sets = torch.stack([_shots(pool[None], self.shots, draws)[0] for _ in range(self.candidates)])
-        found = [merged_into(model, drawn).eval() for drawn in kit.sample(sets, draws)]
+        found = [holding(model, drawn).eval() for drawn in kit.sample(sets, draws)]
         return min(found, key=lambda net: _loss(net, world.source, world))  # type: ignore[arg-type]
 
     def _chosen(self, model: nn.Module) -> tuple[dict[str, Tensor], tuple[tuple[int, ...], ...]]:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from homeostat.core.errors import ModelError
+from homeostat.core.holding import holding
 from homeostat.core.method import Card, Remedy
 from homeostat.core.online import Online
 from homeostat.core.place import home
@@ -43,7 +44,7 @@ from homeostat.core.world import World
 from homeostat.fit.fit import Fit
 from homeostat.merge.arithmetic import TaskArithmetic
 from homeostat.merge.engine import merge_weights
-from homeostat.merge.merging import Merge, merged_into
+from homeostat.merge.merging import Merge
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class WiSEFT(Remedy):
         for name in merged.keys() - {name for name, _ in model.named_parameters()}:
             low, high = torch.minimum(before[name], after[name]), torch.maximum(before[name], after[name])
             merged[name] = merged[name].clamp(low, high)
-        return merged_into(model, merged)
+        return holding(model, merged)
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from homeostat.core.errors import HomeostatError, InputError, ModelError
 from homeostat.core.fork import fork
+from homeostat.core.holding import holding
 from homeostat.core.place import HOME
 from homeostat.core.tree import Tree, leaves, map_tree
 from homeostat.core.weights import weights
@@ -171,16 +172,6 @@ def moved(tensor: Tensor, place: ChannelPlace, order: Int[Tensor, " channels"]) 
     positions = place.positions.to(tensor.device)
     taken = tensor.index_select(place.axis, positions[order.to(tensor.device)].flatten())
     return tensor.index_copy(place.axis, positions.flatten(), taken)
-
-
-def holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A fork of a model that holds other weights; those that are not given stay shared."""
-    made = fork(model, own=set(tensors))
-    with torch.no_grad():
-        for name, tensor in made.state_dict(keep_vars=True).items():
-            if name in tensors:
-                tensor.copy_(tensors[name])
-    return made
 
 
 def _drawn(group: ChannelGroup, generator: torch.Generator) -> Tensor:
