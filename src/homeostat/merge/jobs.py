@@ -173,7 +173,7 @@ def _key(job: Job, slots: Sequence[Slot], shard: int, run: Run) -> str:
 
 def _names(group: Group, inputs: Mapping[str, Checkpoint]) -> list[Any]:
     called = {id(held.tensors): name for name, held in inputs.items()}
-    return [group.name, [[called[id(held)], name] for held, name in (group.base, *group.donors)]]  # type: ignore[index]
+    return [group.name, [[called[id(held)], name] for held, name in (group.base, *group.donors)]]
 
 
 def _small_files(job: Job, sink: CheckpointSink) -> dict[str, bytes | Path]:

@@ -135,7 +135,7 @@ class _Planner:
         for number, one in enumerate(self.plan.slices):
             if not self._reaches(one):
                 continue
-            lends = self.labels[one.base if one.base in [s.model for s in one.sources] else one.sources[0].model]  # type: ignore[index]
+            lends = self.labels[one.base if one.base in [s.model for s in one.sources] else one.sources[0].model]
             mine, labels = self.stacks[lends], self._labels(one)
             if number == 0:
                 self._outer(one, [n for n in mine.outer if comes_first(n)])
