@@ -118,8 +118,8 @@ def starts(run: Run, train: Data, test: Data) -> dict[str, float]:
 @claim(
     "S012",
     says="For triples of clothing of which the zoo has no network, drawn classifiers are without any training more "
-    "accurate, by twenty points or more, than the zoo's mean.",
-    ours="drawn", baseline="zoo mean", metric="accuracy, mean over triples", least=0.20, tier="three minutes",
+    "accurate by a point or more than whichever of the zoo's is best on the shown images.",
+    ours="drawn", baseline="best of the zoo", metric="accuracy, mean over triples", least=0.01, tier="three minutes",
     data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def without_training(run: Run, train: Data, test: Data) -> dict[str, float]:

@@ -72,10 +72,10 @@ def two_halves(run: Run, train: Data, test: Data) -> dict[str, float]:
 
 @claim(
     "S025",
-    says="Information per sample and class merges two networks at least as well as the square of batches' gradients, "
-    "which is often taken for it.",
-    ours="per sample", baseline="per batch", metric="accuracy", least=0.0, tier="a minute", data=DATA, tuned="nothing",
-    shrunk=SHRUNK_HALVES,
+    says="Information per sample and class merges two networks into a more accurate one, by half a point or more, than "
+    "the square of batches' gradients, which is often taken for it.",
+    ours="per sample", baseline="per batch", metric="accuracy", least=0.005, tier="a minute", data=DATA,
+    tuned="nothing", shrunk=SHRUNK_HALVES,
 )  # fmt: skip
 def samples_against_batches(run: Run, train: Data, test: Data) -> dict[str, float]:
     base, halves, judge = halved(run, train, test)

@@ -51,10 +51,10 @@ def without_tuning(run: Run, train: Data, test: Data) -> dict[str, float]:
 
 @claim(
     "S206",
-    says="Tuned on two tasks and used for eight, Breadcrumbs loses less against being tuned on the eight than task "
-    "arithmetic does.",
-    ours="Breadcrumbs", baseline="task arithmetic", metric="accuracy lost for want of tuning", least=0.0,
-    better="lower", tier="three minutes", data=DATA, tuned=TUNED, shrunk=SHRUNK,
+    says="With settings tuned on two tasks, Breadcrumbs merges eight into a more accurate network, by two points or "
+    "more, than task arithmetic whose scale was tuned on the same two.",
+    ours="Breadcrumbs", baseline="task arithmetic", metric="accuracy, mean over tasks", least=0.02,
+    tier="three minutes", data=DATA, tuned=TUNED, shrunk=SHRUNK,
 )  # fmt: skip
 def settings_carry_over(run: Run, train: Data, test: Data) -> dict[str, float]:
     zoo = views_zoo(train, test, run=run)
@@ -66,7 +66,8 @@ def settings_carry_over(run: Run, train: Data, test: Data) -> dict[str, float]:
         return scale, *kept
 
     return {
-        "Breadcrumbs": zoo.accuracy(crumbs(zoo, *best(zoo))) - zoo.accuracy(crumbs(zoo, *best(few))),
-        "task arithmetic": zoo.accuracy(zoo.best(lambda s: added(zoo, s), SCALES)[1])
-        - zoo.accuracy(added(zoo, few.best(lambda s: added(few, s), SCALES)[0])),
+        "Breadcrumbs": zoo.accuracy(crumbs(zoo, *best(few))),
+        "task arithmetic": zoo.accuracy(added(zoo, few.best(lambda s: added(few, s), SCALES)[0])),
+        "Breadcrumbs, tuned on eight": zoo.accuracy(crumbs(zoo, *best(zoo))),
+        "task arithmetic, tuned on eight": zoo.accuracy(zoo.best(lambda s: added(zoo, s), SCALES)[1]),
     }
