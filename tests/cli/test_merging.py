@@ -112,7 +112,10 @@ def test_what_is_wrong_is_one_line(nets, fails):
     assert "ModelStock has no density" in fails(
         "--method", "model_stock", "base", "donor0", "--out", "o", "--density", "1"
     )
-    assert "no list of numbers" in fails("--method", "ties", "base", "donor0", "--out", "out", "--weight", "1;2")
+    assert "is no number and no list of them" in fails(
+        "--method", "ties", "base", "donor0", "--out", "out", "--weight", "1;2"
+    )
+    assert "TIES.density" in fails("--method", "ties", "base", "donor0", "--out", "out", "--density", "1.2")
     assert "4XB is no size" in fails("--method", "ties", "base", "donor0", "--out", "out", "--shard-size", "4XB")
     assert "none is not there" in fails("--method", "ties", "base", "none", "--out", "out")
     small = "nothing was written, as the checkpoints do not fit: smaller lacks "

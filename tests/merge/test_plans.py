@@ -131,16 +131,16 @@ merge_method: {method}
 base_model: base
 models:
 - {{model: a, parameters: {{weight: 0.5, density: 0.8, gamma: 0.04}}}}
-- {{model: b, parameters: {{weight: 0.3, density: 0.6, gamma: 0.04}}}}
+- {{model: b, parameters: {{weight: 0.3, density: 0.6, gamma: 0.1}}}}
 parameters: {{normalize: {str(mean).lower()}}}
 """
 
     def wanted(name: str) -> Tensor:
         thin = []
-        for delta, density in zip(deltas(name, "ab"), (0.8, 0.6), strict=True):
+        for delta, density, gamma in zip(deltas(name, "ab"), (0.8, 0.6), (0.04, 0.1), strict=True):
             count = delta.numel()
             keep = int(density * count)
-            thin.append(largest(delta, keep, min(int(0.04 * count), count - keep)))
+            thin.append(largest(delta, keep, min(int(gamma * count), count - keep)))
         if method == "breadcrumbs":
             total = (0.5 * thin[0] + 0.3 * thin[1]) / (0.8 if mean else 1)
             return NETS["base"][name] + total

@@ -255,3 +255,37 @@ def test_della_keeps_large_changes_oftener_and_rescales_by_the_probability():
     assert float((stayed - wanted).abs().max()) < 0.04 and float((found.mean(0) - row).abs().max()) < 0.15
     with pytest.raises(InputError, match="must lie above 0 and below 1"):
         one(DELLA(density=0.9, spread=0.2), [0.0], [1.0])
+
+
+@pytest.mark.parametrize("axis", ["row", "tensor"])
+def test_each_donor_is_thinned_by_its_own_shares(axis):
+    """Two donors together are what each is alone, added."""
+    draws = torch.Generator().manual_seed(5)
+    base, a, b = ({"w": torch.randn(8, 50, generator=draws)} for _ in range(3))
+    both = Breadcrumbs(density=(0.2, 0.5), outliers=(0.1, 0.0), weights=(1.0, 2.0), scale=1.0, axis=axis)
+    apart = [
+        merge_weights(Breadcrumbs(density=0.2, outliers=0.1, scale=1.0, axis=axis), base, [a]),
+        merge_weights(Breadcrumbs(density=0.5, outliers=0.0, scale=2.0, axis=axis), base, [b]),
+    ]
+    wanted = apart[0]["w"] + apart[1]["w"] - base["w"]
+    assert torch.allclose(merge_weights(both, base, [a, b])["w"], wanted, atol=1e-5)
+    with pytest.raises(InputError, match="3 shares of outliers for 2 donors"):
+        merge_weights(both.replace(outliers=(0.1, 0.1, 0.1)), base, [a, b])
+
+
+def test_della_has_a_spread_for_each_donor():
+    """The smaller changes of the first donor stay as often as its large ones, of the second far less often."""
+    rows = torch.linspace(0.01, 1.0, 100).repeat(2000, 1)
+    base = {"w": torch.zeros(2000, 200)}
+    a, b = torch.zeros(2000, 200), torch.zeros(2000, 200)
+    a[:, :100], b[:, 100:] = rows, rows
+    method = DELLA(density=0.5, spread=(0.0, 0.4), elect=False)
+    stayed = (merge_weights(method, base, [{"w": a}, {"w": b}])["w"] != 0).double().mean(0)
+    # 20,000 draws in ten columns: five standard errors are below 0.018. The upper half of ranks are the donor's own.
+    assert float(stayed[:10].mean()) == pytest.approx(0.5, abs=0.018)
+    assert float(stayed[90:100].mean()) == pytest.approx(0.5, abs=0.018)
+    steps = torch.linspace(0.1, 0.9, 200)
+    assert float(stayed[100:110].mean()) == pytest.approx(float(steps[100:110].mean()), abs=0.018)
+    assert float(stayed[190:].mean()) == pytest.approx(float(steps[190:].mean()), abs=0.018)
+    with pytest.raises(InputError, match=r"density 0\.5 \+- spread 0\.6"):
+        merge_weights(method.replace(spread=(0.0, 0.6)), base, [{"w": a}, {"w": b}])

@@ -130,7 +130,7 @@ def test_all_misfitting_donors_are_found_before_anything_is_merged():
     with pytest.raises(InputError, match="3 weights for 2 donors"):
         TIES(weights=(1.0, 2.0, 3.0))(net, World(models=donors))
     with pytest.raises(InputError, match="1 densities for 2 donors"):
-        TIES(densities=(0.5,))(net, World(models=donors))
+        TIES(density=(0.5,))(net, World(models=donors))
     with pytest.raises(SpecError, match="density"):
         TIES(density=1.5)
 
@@ -162,7 +162,7 @@ def test_weights_densities_sums_and_counts_by_hand():
     # 3 a wins the first two places: (3 * 4) / 3, (3 * 1 + 2) / (3 + 1).
     weighted = merge_weights(TIES(**full, weights=(3.0, 1.0, 1.0)), base, [a, b, c])["w"]
     assert weighted.tolist() == [4.0, 1.25, -3.0]
-    apart = merge_weights(TIES(densities=(1 / 3, 1.0), even="positive"), base, [a, b])["w"]
+    apart = merge_weights(TIES(density=(1 / 3, 1.0), even="positive"), base, [a, b])["w"]
     assert apart.tolist() == [4.0, 2.0, -3.0]
 
 

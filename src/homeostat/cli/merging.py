@@ -28,10 +28,12 @@ def merge(
         autocompletion=lambda incomplete: _names(incomplete))] = None,
     out: Annotated[Path | None, typer.Option(
         help="The folder that is written, or a file that ends in .safetensors.", show_default=False)] = None,
-    density: Annotated[float | None, typer.Option(
-        min=0, max=1, help="Share of changes kept.", show_default="the method's")] = None,
+    density: Annotated[str | None, typer.Option(
+        metavar="NUMBERS", help="Share of changes kept: one, or one for each donor.",
+        show_default="the method's")] = None,
     weight: Annotated[str | None, typer.Option(
-        metavar="NUMBERS", help="Of the donors in their order: 0.5,0.3.", show_default="the method's")] = None,
+        metavar="NUMBERS", help="Of the donors: one for all, or 0.5,0.3 in their order.",
+        show_default="the method's")] = None,
     scale: Annotated[float | None, typer.Option(
         help="Of what is added to the base.", show_default="the method's")] = None,
     skip: Annotated[list[str] | None, typer.Option(
@@ -59,7 +61,10 @@ def merge(
     from homeostat.merge.checkpoints import merge_checkpoints
     from homeostat.merge.plans import merge_plan
 
-    settings = {"density": density, "weights": _numbers(weight), "scale": scale, "skip": tuple(skip or ()) or None}
+    settings = {
+        "density": _numbers("density", density), "weights": _numbers("weight", weight), "scale": scale, 
+        "skip": tuple(skip or ()) or None,
+    }  # fmt: skip
     given = {name: value for name, value in settings.items() if value is not None}
     options: dict[str, Any] = {
         "dtype": dtype, "ignore": tuple(ignore or ()), "shard": _bytes(shard_size), "threads": threads,
@@ -122,15 +127,16 @@ def _method(text: str, given: dict[str, Any]) -> Any:
     return made.replace(**given)
 
 
-def _numbers(text: str | None) -> tuple[float, ...] | None:
+def _numbers(option: str, text: str | None) -> float | tuple[float, ...] | None:
     from homeostat.core.errors import SpecError
 
     if text is None:
         return None
     try:
-        return tuple(float(word) for word in text.split(","))
+        found = [float(word) for word in text.split(",")]
     except ValueError:
-        raise SpecError(f"--weight {text} is no list of numbers; write 0.5,0.3") from None
+        raise SpecError(f"--{option} {text} is no number and no list of them; write 0.5 or 0.5,0.3") from None
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def _bytes(text: str) -> int:

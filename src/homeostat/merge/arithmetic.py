@@ -29,7 +29,7 @@ from torch import Tensor
 from homeostat.core.errors import InputError
 from homeostat.core.method import Card
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
-from homeostat.merge.merging import Block, Merge, one_each
+from homeostat.merge.merging import Block, Merge, Numbers, one_each
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Average(Merge):
     """The weighted mean of the donors, of their BatchNorm statistics too; the base lends what is skipped.
 
     Attributes:
-        weights: of the donors in their order; none are all 1.
+        weights: of the donors; one for all, or one each.
         normalize: divide by the sum of the weights.
         skip: globs of tensors that stay the base's.
     """
 
-    weights: tuple[float, ...] = ()
+    weights: Numbers = 1.0
     normalize: bool = True
     skip: tuple[str, ...] = ()
 
@@ -73,13 +73,13 @@ class TaskArithmetic(Merge):
     """The base plus a weighted sum of what the donors learnt.
 
     Attributes:
-        weights: of the donors in their order; none are all 1. A negative one takes away.
+        weights: of the donors; one for all, or one each. A negative one takes away.
         scale: of the sum, the paper's lambda.
         normalize: divide the sum by that of the weights.
         skip: globs of tensors that stay the base's.
     """
 
-    weights: tuple[float, ...] = ()
+    weights: Numbers = 1.0
     scale: float = 0.3
     normalize: bool = False
     skip: tuple[str, ...] = ()

@@ -74,8 +74,8 @@ def _ties(shared: Values, each: Each, count: int) -> tuple[Merge, list[int]]:
     # Shares are rounded down there, and to the nearest here.
     shares = [1.0 if each[i]["density"] >= 1 else max(1, int(each[i]["density"] * count)) / count for i in kept]
     made = TIES(
-        **_of(shares), weights=_all("weight", [each[i] for i in kept]), scale=shared["lambda"], scope="tensor",
-        even="positive", mean=shared["normalize"],
+        density=_one_or_each(shares), weights=_all("weight", [each[i] for i in kept]), scale=shared["lambda"],
+        scope="tensor", even="positive", mean=shared["normalize"],
     )  # fmt: skip
     return made, kept
 
@@ -88,17 +88,14 @@ def _sparse(kind: Any, elect: bool, own: str = "", ours: str = "") -> Callable[.
             more["axis"] = "tensor"
         else:
             more["rescale"] = shared["rescale"]
-        if own:
-            values = {one[own] for one in each}
-            if len(values) > 1:
-                raise InputError(f"{own} must be the same for all models here; it is {sorted(values)}")
-            more[ours] = values.pop()
         if not elect and shared["normalize"] and abs(sum(weights)) >= 1e-8:
             scale /= sum(weights)
         kept = [i for i, one in enumerate(each) if one["density"] > 0]
+        if own:
+            more[ours] = _one_or_each([each[i][own] for i in kept])
         shares = [min(1.0, each[i]["density"]) for i in kept]
         made = kind(
-            **_of(shares), weights=tuple(weights[i] for i in kept), scale=scale, elect=elect,
+            density=_one_or_each(shares), weights=tuple(weights[i] for i in kept), scale=scale, elect=elect,
             mean=shared["normalize"], **more,
         )  # fmt: skip
         return made, kept
@@ -137,8 +134,8 @@ def _all(name: str, each: Each) -> tuple[float, ...]:
     return tuple(float(one[name]) for one in each)
 
 
-def _of(shares: Sequence[float]) -> dict[str, Any]:
-    return {"density": shares[0]} if len(set(shares)) == 1 else {"densities": tuple(shares)}
+def _one_or_each(values: Sequence[float]) -> float | tuple[float, ...]:
+    return values[0] if len(set(values)) == 1 else tuple(values)
 
 
 def _sparse_settings(normalize: bool, rescale: bool, **more: float) -> dict[str, Any]:

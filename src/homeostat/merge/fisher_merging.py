@@ -41,7 +41,7 @@ from homeostat.core.run import Run
 from homeostat.core.spec import Count, NonNegative
 from homeostat.core.world import World
 from homeostat.merge.engine import merge_weights as merge_weights
-from homeostat.merge.merging import Block, Each, Group, Merge, as_network, one_each, parts_by_donor
+from homeostat.merge.merging import Block, Each, Group, Merge, Numbers, as_network, one_each, parts_by_donor
 from homeostat.nn.sample_fisher import Labels, sample_fisher
 
 
@@ -52,11 +52,11 @@ class FisherAverage(Merge, register=False):
     Its donors are the networks, and after them as many mappings of the same names that hold their information.
 
     Attributes:
-        weights: the networks' coefficients a_m; none are all 1.
+        weights: the networks' coefficients a_m; one for all, or one each.
         normalize, floor, favor_first: see `FisherMerge`.
     """
 
-    weights: tuple[float, ...] = ()
+    weights: Numbers = 1.0
     normalize: bool = True
     floor: NonNegative = 1e-6
     favor_first: bool = True
@@ -69,8 +69,7 @@ class FisherAverage(Merge, register=False):
 
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> list[float]:
         """A coefficient a network."""
-        count = len(groups[0].donors) // 2 if groups else 0
-        weights = one_each(self.weights, count)
+        weights = one_each(self.weights, len(groups[0].donors) // 2) if groups else ()
         if not self.normalize:
             return list(weights)
         squares = [sum(column) for column in zip(*each(_squares, groups), strict=True)]
@@ -101,7 +100,7 @@ def _squares(group: Group) -> list[float]:
 def fisher_merge(
     models: Sequence[Mapping[str, Tensor]],
     fishers: Sequence[Mapping[str, Tensor]],
-    weights: Sequence[float] = (),
+    weights: Numbers = 1.0,
     *,
     normalize: bool = True,
     floor: float = 1e-6,
@@ -112,7 +111,7 @@ def fisher_merge(
     Args:
         models: tensors by name; the first names what is merged.
         fishers: of each, the same names and shapes (from `sample_fisher`, or from files).
-        weights: coefficients; none are all 1.
+        weights: coefficients; one for all, or one each.
         normalize, floor, favor_first: see `FisherMerge`.
 
     Raises:
@@ -120,7 +119,7 @@ def fisher_merge(
     """
     if len(models) != len(fishers) or not models:
         raise InputError(f"there are {len(models)} networks and {len(fishers)} Fisher informations; give one each")
-    method = FisherAverage(tuple(weights), normalize, floor, favor_first)
+    method = FisherAverage(weights, normalize, floor, favor_first)
     names = [f"network {i + 1}" for i in range(len(models))]
     return merge_weights(
         method,
@@ -134,7 +133,7 @@ class FisherMerge(Remedy):
     """Averages `world.models` by their Fisher information on data from before.
 
     Attributes:
-        weights: of the donors in their order; none are all 1.
+        weights: of the donors; one for all, or one each.
         labels: whose likelihood: `"exact"`, `"sampled"`, or `"empirical"`, which needs labels.
         samples: that the information of each donor is estimated on, taken evenly.
         normalize: divide each coefficient by the length of its donor's information.
@@ -144,7 +143,7 @@ class FisherMerge(Remedy):
         skip: globs of parameters that stay the base's, such as heads; donors that are networks are run with their own.
     """
 
-    weights: tuple[float, ...] = ()
+    weights: Numbers = 1.0
     labels: Labels = "exact"
     samples: Count = 1024
     normalize: bool = True

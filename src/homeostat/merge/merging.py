@@ -14,8 +14,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import annotated_types as at
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +28,18 @@ from homeostat.core.mapped import Mapped
 from homeostat.core.method import Remedy
 from homeostat.core.place import home
 from homeostat.core.run import Run
+from homeostat.core.spec import Fraction
 from homeostat.core.weights import Weights, as_weights, weights
 from homeostat.core.world import World
 
 BLOCK = 1 << 17
 """Elements of a block: few enough for a core's cache, and enough that threads do not wait for the interpreter."""
+
+Density = Annotated[float, at.Gt(0), at.Le(1)]
+Densities = Density | tuple[Density, ...]
+Fractions = Fraction | tuple[Fraction, ...]
+Numbers = float | tuple[float, ...]
+"""One for all donors, or one a donor in their order; so are the two above."""
 
 T = TypeVar("T")
 Grain = Literal["element", "row", "tensor"]
@@ -246,15 +254,17 @@ class Copy(Merge, register=False):
         return block.base
 
 
-def one_each(values: Sequence[float], donors: int, usual: float = 1.0, what: str = "weights") -> tuple[float, ...]:
-    """A number for each donor: those given, or the usual one.
+def one_each(values: Numbers, donors: int, what: str = "weights") -> tuple[float, ...]:
+    """A number for each donor: those given, or the one for all.
 
     Raises:
-        InputError: there are some, but not one a donor.
+        InputError: there are several, but not one a donor.
     """
-    if values and len(values) != donors:
-        raise InputError(f"there are {len(values)} {what} for {donors} donors; give one each, or none")
-    return tuple(values) or (usual,) * donors
+    if not isinstance(values, tuple):
+        return (values,) * donors
+    if len(values) != donors:
+        raise InputError(f"there are {len(values)} {what} for {donors} donors; give one each, or one for all")
+    return values
 
 
 def parts_by_donor(world: World) -> dict[str, Data]:

@@ -29,9 +29,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import annotated_types as at
 import torch
 from torch import Tensor
 
@@ -39,14 +38,12 @@ from homeostat.core.errors import InputError
 from homeostat.core.method import Card, Kind
 from homeostat.core.random import generator
 from homeostat.core.run import Run
-from homeostat.core.spec import Fraction
 from homeostat.merge.election import Election
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
-from homeostat.merge.merging import Block, Each, Grain, Group, Merge, one_each
+from homeostat.merge.merging import Block, Densities, Each, Fractions, Grain, Group, Merge, Numbers, one_each
 from homeostat.merge.selection import among_largest
 from homeostat.merge.trimming import Kept, largest, one_by_one, trim
 
-Density = Annotated[float, at.Gt(0), at.Le(1)]
 HANDLES: frozenset[Kind] = frozenset({"tasks", "covariate"})
 NEEDS = frozenset({"models.*", "model.parameters"})
 
@@ -55,25 +52,23 @@ class SparseTaskVectors(Merge, abstract=True):
     """Base of methods that thin each task vector by itself, and then add them up or elect signs.
 
     Attributes:
-        density: share of each donor's changes kept.
-        densities: of each donor, in their order, in place of `density`.
-        weights: of the donors in their order; none are all 1.
+        density: share of each donor's changes kept; one for all, or one each.
+        weights: of the donors; one for all, or one each.
         scale: of the merged task vector.
         elect: merge what agrees with the elected signs; else add up all.
         mean: average what agrees; else add it up.
         skip: globs of tensors that stay the base's.
     """
 
-    density: float
-    densities: tuple[float, ...] = ()
-    weights: tuple[float, ...] = ()
+    density: Densities
+    weights: Numbers = 1.0
     scale: float = 1.0
     elect: bool = False
     mean: bool = True
 
     def check(self, donors: int) -> None:
         one_each(self.weights, donors)
-        one_each(self.densities, donors, self.density, "densities")
+        one_each(self.density, donors, "densities")
 
     def looks_first(self) -> bool:
         return False
@@ -91,7 +86,7 @@ class SparseTaskVectors(Merge, abstract=True):
     def combine(self, block: Block, constants: Any) -> Tensor:
         count = len(block.donors)
         weights = one_each(self.weights, count)
-        densities = one_each(self.densities, count, self.density)
+        densities = one_each(self.density, count)
         election = Election(block.base) if self.elect else None
         total = torch.zeros_like(block.base)
         for donor, (delta, density, weight) in enumerate(zip(block.deltas(), densities, weights, strict=True)):
@@ -110,9 +105,8 @@ class DARE(SparseTaskVectors):
     """Drops changes at random and rescales the rest, so that the sum stays what it was in expectation.
 
     Attributes:
-        density: share of each donor's changes kept; the paper drops up to 0.9 of them.
-        densities: of each donor, in their order, in place of `density`.
-        weights: of the donors in their order; none are all 1.
+        density: share of each donor's changes kept; one for all, or one each; the paper drops up to 0.9 of them.
+        weights: of the donors; one for all, or one each.
         scale: of the merged task vector.
         rescale: divide by the density.
         elect: merge what agrees with the elected signs; else add up all.
@@ -120,9 +114,8 @@ class DARE(SparseTaskVectors):
         skip: globs of tensors that stay the base's.
     """
 
-    density: Density = 0.5
-    densities: tuple[Density, ...] = ()
-    weights: tuple[float, ...] = ()
+    density: Densities = 0.5
+    weights: Numbers = 1.0
     scale: float = 1.0
     rescale: bool = True
     elect: bool = False
@@ -147,9 +140,8 @@ class Breadcrumbs(SparseTaskVectors):
 
     Attributes:
         density: share of a row's changes kept, at least one; 1 keeps all, outliers too.
-        densities: of each donor, in their order, in place of `density`.
         outliers: share of a row's changes, the largest, that is dropped first.
-        weights: of the donors in their order; none are all 1.
+        weights: of the donors; one for all, or one each.
         scale: of the merged task vector; one for any number of tasks, 0.3 to 0.4 in the paper.
         axis: rank within each `"row"` (the official code), or over the `"tensor"` (mergekit), where shares are rounded
             down but never to nothing.
@@ -158,10 +150,9 @@ class Breadcrumbs(SparseTaskVectors):
         skip: globs of tensors that stay the base's.
     """
 
-    density: Density = 0.2
-    densities: tuple[Density, ...] = ()
-    outliers: Fraction = 0.01
-    weights: tuple[float, ...] = ()
+    density: Densities = 0.2
+    outliers: Fractions = 0.01
+    weights: Numbers = 1.0
     scale: float = 0.3
     axis: Literal["row", "tensor"] = "row"
     elect: bool = False
@@ -172,6 +163,10 @@ class Breadcrumbs(SparseTaskVectors):
         id="S206", paper="Davari and Belilovsky, Model Breadcrumbs, ECCV 2024", handles=HANDLES, needs=NEEDS, passes=0.0
     )
 
+    def check(self, donors: int) -> None:
+        super().check(donors)
+        one_each(self.outliers, donors, "shares of outliers")
+
     def looks_first(self) -> bool:
         return self.axis == "tensor"
 
@@ -181,10 +176,9 @@ class Breadcrumbs(SparseTaskVectors):
     def constants(self, group: Group, survey: Any) -> tuple[tuple[Kept, ...], tuple[Kept, ...]] | None:
         if self.axis == "row":
             return None
-        counts = [
-            _shares(group.count, density, self.outliers)
-            for density in one_each(self.densities, len(group.donors), self.density)
-        ]
+        donors = len(group.donors)
+        densities, outliers = one_each(self.density, donors), one_each(self.outliers, donors)
+        counts = [_shares(group.count, *both) for both in zip(densities, outliers, strict=True)]
         upper = largest([group], [drop for drop, _ in counts], "index", one_by_one)[group.name]
         lower = largest([group], [drop + keep for drop, keep in counts], "index", one_by_one)[group.name]
         return upper, lower
@@ -194,7 +188,7 @@ class Breadcrumbs(SparseTaskVectors):
             upper, lower = constants[0][donor], constants[1][donor]
             return trim(delta.clone(), lower, block.start).sub_(trim(delta, upper, block.start))
         width = delta.shape[1]
-        drop, keep = _shares(width, density, self.outliers)
+        drop, keep = _shares(width, density, one_each(self.outliers, len(block.donors))[donor])
         if keep == width:
             return delta
         sizes = delta.abs().numpy()
@@ -217,10 +211,9 @@ class DELLA(SparseTaskVectors):
 
     Attributes:
         density: mean share of a row's changes kept.
-        densities: of each donor, in their order, in place of `density`.
         spread: how far the probability of the smallest and of the largest change lie from it; both must be above 0 and
             below 1.
-        weights: of the donors in their order; none are all 1.
+        weights: of the donors; one for all, or one each.
         scale: of the merged task vector.
         rescale: divide by the probability.
         elect: merge what agrees with the elected signs, as the paper does; else add up all.
@@ -228,10 +221,9 @@ class DELLA(SparseTaskVectors):
         skip: globs of tensors that stay the base's.
     """
 
-    density: Density = 0.5
-    densities: tuple[Density, ...] = ()
-    spread: Fraction = 0.15
-    weights: tuple[float, ...] = ()
+    density: Densities = 0.5
+    spread: Fractions = 0.15
+    weights: Numbers = 1.0
     scale: float = 1.0
     rescale: bool = True
     elect: bool = True
@@ -243,18 +235,18 @@ class DELLA(SparseTaskVectors):
 
     def check(self, donors: int) -> None:
         super().check(donors)
-        for density in self.densities or (self.density,):
-            if density < 1 and not (self.spread < density < 1 - self.spread):
+        spreads = one_each(self.spread, donors, "spreads")
+        for density, spread in zip(one_each(self.density, donors), spreads, strict=True):
+            if density < 1 and not (spread < density < 1 - spread):
                 raise InputError(
-                    f"density {density:g} +- spread {self.spread:g} must lie above 0 and below 1; make the spread less"
+                    f"density {density:g} +- spread {spread:g} must lie above 0 and below 1; make the spread less"
                 )
 
     def thinned(self, delta: Tensor, density: float, donor: int, block: Block, constants: int) -> Tensor:
         if density == 1:
             return delta
-        width = delta.shape[1]
-        ranks = torch.empty_like(delta)
-        steps = torch.linspace(density - self.spread, density + self.spread, width).to(delta)
+        ranks, spread = torch.empty_like(delta), one_each(self.spread, len(block.donors))[donor]
+        steps = torch.linspace(density - spread, density + spread, delta.shape[1]).to(delta)
         ranks.scatter_(1, delta.abs().sort(dim=1, stable=True).indices, steps.expand_as(delta).contiguous())
         draws = generator(constants, "DELLA", block.group.name, donor, block.start)
         delta *= torch.from_numpy(torch.rand(delta.shape, generator=draws).numpy() < ranks.numpy())

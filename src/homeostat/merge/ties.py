@@ -32,9 +32,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import annotated_types as at
 import torch
 from torch import Tensor
 
@@ -43,10 +42,8 @@ from homeostat.core.run import Run
 from homeostat.core.spec import Positive
 from homeostat.merge.election import Election, Vote
 from homeostat.merge.engine import merge_weights as merge_weights  # for the doctest
-from homeostat.merge.merging import Block, Each, Group, Merge, one_each
+from homeostat.merge.merging import Block, Densities, Each, Group, Merge, Numbers, one_each
 from homeostat.merge.trimming import Kept, largest, one_by_one, rank_of, trim
-
-Density = Annotated[float, at.Gt(0), at.Le(1)]
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,8 @@ class TIES(Merge):
     """Merges `world.models` (donors fine-tuned from the given model) into the given model.
 
     Attributes:
-        density: share of each donor's changes kept, K / 100 of the paper.
-        densities: of each donor, in their order, in place of `density`.
-        weights: of the donors in their order; none are all 1, as in the paper.
+        density: share of each donor's changes kept, K / 100 of the paper; one for all, or one each.
+        weights: of the donors; one for all, or one each.
         scale: of the merged task vector, the paper's lambda.
         scope: trim over the `"model"` (the paper) or each `"tensor"` (mergekit).
         ties: among changes of equal size keep the first by `"index"`, or `"all"` (the official code).
@@ -67,9 +63,8 @@ class TIES(Merge):
         skip: globs of parameters that stay the base's, such as heads of other tasks.
     """
 
-    density: Density = 0.2
-    densities: tuple[Density, ...] = ()
-    weights: tuple[float, ...] = ()
+    density: Densities = 0.2
+    weights: Numbers = 1.0
     scale: Positive = 1.0
     scope: Literal["model", "tensor"] = "model"
     ties: Literal["index", "all"] = "index"
@@ -85,7 +80,7 @@ class TIES(Merge):
 
     def check(self, donors: int) -> None:
         one_each(self.weights, donors)
-        one_each(self.densities, donors, self.density, "densities")
+        one_each(self.density, donors, "densities")
 
     def survey(self, groups: Sequence[Group], each: Each[Any], run: Run) -> _Survey:
         found = _Survey({group.name: group for group in groups})
@@ -140,7 +135,7 @@ class TIES(Merge):
 
     def _ranks(self, groups: Sequence[Group]) -> list[int]:
         count = sum(group.count for group in groups)
-        return [rank_of(d, count) for d in one_each(self.densities, len(groups[0].donors), self.density)]
+        return [rank_of(d, count) for d in one_each(self.density, len(groups[0].donors))]
 
 
 @dataclass
