@@ -110,7 +110,8 @@ phases had a bound below -1 without labels (the worst -4.24; mean gain +0.68) an
   at other strengths.
 - The repertoire is one of each idea among what costs a window eight forward passes or less and needs no training
   before it (`harm/suites.py`).
-- A phase is 8 windows of 100 on Fashion-MNIST, 5 of 100 on CIFAR-10 and 5 of 40 glosses: as much as 45 minutes allow.
+- A phase is 8 windows of 100 on Fashion-MNIST, 5 of 100 on CIFAR-10 and 5 of 40 glosses: few enough that all of it
+  takes some hours of two cores.
 - The attack on batches needs a network in which samples touch each other; it is run on those with BatchNorm.
 """
 
@@ -203,8 +204,9 @@ def _losses(cells: Sequence[Cell]) -> list[str]:
     by, lines = _by(cells), list[str]()
     if told := _why(cells):
         lines += [
-            "A window is served before it is looked at, so that what helped in one world answers at least one window "
-            "of the next; where a phase is five windows long, that window is a fifth of it.", "", *told, "",
+            "A window is looked at before it is answered, but without labels not every loss shows in it, so that what "
+            "helped in one world may answer windows of the next; where a phase is five windows long, each is a fifth.",
+            "", *told, "",
         ]  # fmt: skip
     for name in LOOPS:
         for key, values in sorted(differences(cells, name).items(), key=lambda item: harm_bound(item[1])):
