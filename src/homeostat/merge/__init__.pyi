@@ -64,4 +64,11 @@ from .teleportation import (
 from .ties import TIES as TIES
 from .weight_generation import D2NWG as D2NWG, WeightGenerator as WeightGenerator
 from .wise_ft import WiSEFT as WiSEFT
-from .zoo import TASKS as TASKS, Zoo as Zoo, gloss_zoo as gloss_zoo, view as view, views_zoo as views_zoo
+from .zoo import (
+    TASKS as TASKS,
+    Zoo as Zoo,
+    digits_zoo as digits_zoo,
+    gloss_zoo as gloss_zoo,
+    view as view,
+    views_zoo as views_zoo,
+)  # fmt: skip
