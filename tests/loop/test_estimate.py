@@ -9,7 +9,20 @@ import torch
 
 from homeostat.core.errors import InputError, NonFiniteError
 from homeostat.core.probe import Outputs
-from homeostat.loop.estimate import FLOOR, Estimate, Normal, Same, Signs, Unknown, confidence, mean_signs
+from homeostat.loop.estimate import (
+    FLOOR,
+    LEAST,
+    Estimate,
+    Least,
+    Normal,
+    Rehearsal,
+    Same,
+    Scenario,
+    Signs,
+    Unknown,
+    confidence,
+    mean_signs,
+)  # fmt: skip
 
 
 def outputs(logits: torch.Tensor) -> Outputs:
@@ -138,3 +151,29 @@ def test_signs_by_hand():
     assert same == Signs(0.0, 0.0, 0.0, 0.0)
     assert mean_signs([Signs(0.2, 0.4), Signs(0.4, -0.2, 0.1, 0.2)]).row() == pytest.approx([0.3, 0.1, 0.05, 0.1])
     assert mean_signs([]) == Signs()
+
+
+def test_the_least_of_estimates_has_the_least_gain_and_the_least_bound():
+    """At one place the wide one has the larger gain and the lower bound."""
+    sure, wide = Estimate(*scenarios(16, 3)), Estimate(*scenarios(5, 11, samples=20))
+    both, at = Least(sure, wide), Signs(0.4, 0.25, 0.1, 0.2)
+    assert both.known and not Least(sure, Unknown()).known
+    for signs in (at, Signs(0.1, 0.0, 0.3, 0.0), Signs()):
+        assert both.gain(signs) == min(sure.gain(signs), wide.gain(signs))
+        assert both.low(signs) == pytest.approx(min(sure.low(signs), wide.low(signs)))
+        assert both.margin(signs) >= 0
+
+
+def test_what_is_served_is_judged_by_what_candidates_did_in_another_world_too():
+    """Fresh they gain as much as they disagree; from another world they lose as much, and the drop tells them apart."""
+    signs, _ = scenarios(2 * LEAST, 0)
+    fresh = [Scenario(s, s.disagreement, 1, frozenset(), 800, False) for s in signs]
+    stale = [Scenario(Signs(s.disagreement, s.rise, s.balance, 0.0), -s.disagreement, 0, frozenset(), 200, True)
+             for s in signs]  # fmt: skip
+    made = Rehearsal((*fresh, *stale))
+    assert made.first == fresh
+    back = Signs(0.3, 0.1, 0.2, 0.0)
+    assert made.estimate(()).gain(back) > 0.1 > -0.1 > made.estimate((), served=True).gain(back)
+    plain, served = made.estimate(()), made.estimate((), served=True)
+    for one in signs:
+        assert served.gain(one) <= plain.gain(one) + 1e-12 and served.low(one) <= plain.low(one) + 1e-12

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from homeostat.core.online import Bag
+from homeostat.core.data import Batch
+from homeostat.core.method import Remedy
+from homeostat.core.online import Bag, Online
 from homeostat.core.probe import Outputs
+from homeostat.core.run import Run
+from homeostat.core.world import World
 from homeostat.loop import Monitor
 from homeostat.loop.monitor import evidence_of_one
 
@@ -71,3 +79,46 @@ def test_where_the_estimate_is_a_loss_no_other_evidence_is_needed(problem, back,
     entry = list(trace)[18]
     assert "seems to do harm" in said[18] and entry["accuracy"].value == entry["frozen"].value
     assert not any(said[step] for step in range(commit.step + 1, 18))
+
+
+class LoopTestLag(Online):
+    """Inputs are given the light from before, by what light the last windows had."""
+
+    def __init__(self, model: nn.Module, mean: float, spread: float):
+        super().__init__(model)
+        self.mean, self.spread = mean, spread
+        self.carry["light"] = torch.tensor([mean, spread])
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, spread = self.carry["light"]
+        return self.model((x - mean) / spread * self.spread + self.mean)
+
+    def adapt(self, batch: Batch) -> Tensor:
+        out = self(batch.x)
+        self.carry["light"] = torch.lerp(self.carry["light"], torch.stack([batch.x.mean(), batch.x.std()]), 0.4)
+        return out
+
+
+@dataclass(frozen=True)
+class LoopTestLagging(Remedy):
+    """Adapts to the light, and needs some windows for it; `mean` and `spread` are those of the light before."""
+
+    mean: float
+    spread: float
+
+    def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
+        return LoopTestLag(model, self.mean, self.spread)
+
+
+def test_what_a_remedy_brings_from_another_world_is_rehearsed(problem, back, tmp_path):
+    """It helps in the dark, and harms in the first windows of the light, where it still undoes the dark."""
+    plan = problem.PLAN.replace(hedge=1e-12, anchor=1.0, monitor=Monitor(run_length=200, block=1))
+    before = problem.images(200, 2).load().x
+    remedy = LoopTestLagging(float(before.mean()), float(before.std()))
+    with problem.loop(tmp_path, problem.net, (remedy,), plan=plan, simulate=problem.NEAR) as loop:
+        trace = list(loop.run(back))
+        (commit,) = problem.rows(loop, "commit")
+        said = {row.step: row.content.get("hedged", "") for row in problem.rows(loop, "window")}
+    gains = [entry["accuracy"].value - entry["frozen"].value for entry in trace]
+    assert commit.step < 17 and sum(gains[commit.step + 1 : 18]) > 0
+    assert "seems to do harm" in said[18] and min(gains[18:]) >= 0

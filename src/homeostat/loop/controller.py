@@ -179,7 +179,7 @@ class Controller:
         now = self.progress
         if now.kinds == HOME:
             return "the world looks again as it did before"
-        estimate = self.repertoire.estimate(now.served, now.kinds)
+        estimate = self.repertoire.estimate(now.served, now.kinds, served=True)
         if not estimate.known:
             return "the world changed, and nothing shows that it helps now"
         signs = Signs.of(window.own, window.seen, self.repertoire.normal)
@@ -279,7 +279,7 @@ class Controller:
         now.breach.watch(worse)
         if now.breach.capital >= plan.monitor.run_length:
             return f"the frozen network is better by {now.breach.mean:.1%} on {now.breach.count} labels"
-        estimate = self.repertoire.estimate(now.served, now.kinds)
+        estimate = self.repertoire.estimate(now.served, now.kinds, served=True)
         signs = Signs.of(window.own, window.seen, self.repertoire.normal)
         # Labels that came in this window and speak for what is served outweigh an estimate that speaks against it.
         below = estimate.known and estimate.gain(signs) < 0 and int(worse.sum()) >= 0

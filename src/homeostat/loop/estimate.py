@@ -23,6 +23,10 @@ grid. Where signs are unlike all simulated ones its deviation s(z) is large. The
 a jackknife on the scale of s. It has no probability: it holds for most new shifts as far as those are exchangeable with
 the simulated ones.
 
+What is served is there when the world moves on, and a remedy with a memory brings what it learnt into the next one. So
+every candidate also meets, right after each simulated shift, another one and the data as they were. For what is served
+counts the lesser of the estimate from candidates that come fresh to a world, and from all.
+
 Reference: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, ch. 2 and 5 (leave-one-out);
 Guillory et al., "Predicting with Confidence on Unseen Distributions", ICCV 2021 (confidence differences as signs).
 """
@@ -36,7 +40,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from homeostat.core.data import Data
 from homeostat.core.errors import CheckpointError, InputError, NonFiniteError
@@ -55,6 +59,9 @@ from homeostat.loop.verify import class_shares, shadow, share_right
 
 JUDGED = 8
 """Windows on which a simulated scenario's gain is measured; fewer leave more noise in it."""
+
+AFTER = 2
+"""Windows of another world that a candidate then meets with what it has learnt; it is the first ones where it harms."""
 
 LEAST = 4
 """Scenarios that an estimate needs."""
@@ -119,7 +126,7 @@ class Estimate:
 
     Args:
         signs, gains: of the simulated scenarios.
-        samples: that each was measured on.
+        samples: that each was measured on, or all.
 
     Attributes:
         known: whether there is an estimate at all.
@@ -133,14 +140,14 @@ class Estimate:
         InputError: fewer than 4 scenarios. NonFiniteError: NaN or infinity among signs or gains.
     """
 
-    def __init__(self, signs: Sequence[Signs], gains: Sequence[float], samples: int = 300):
+    def __init__(self, signs: Sequence[Signs], gains: Sequence[float], samples: int | Sequence[int] = 300):
         if len(signs) < LEAST:
             raise InputError(f"an estimate of gain needs at least {LEAST} simulated shifts; got {len(signs)}")
         z = torch.tensor([s.row() for s in signs], dtype=torch.float64)
         y = torch.tensor(gains, dtype=torch.float64)
         if not bool(torch.isfinite(z).all() and torch.isfinite(y).all()):
             raise NonFiniteError("the candidate's outputs on simulated shifts hold NaN or infinity")
-        self.known, self.samples = True, samples
+        self.known, self.samples = True, torch.as_tensor(samples, dtype=torch.float64)
         self.scale = z.pow(2).mean(0).sqrt().clamp(min=1e-3)
         self.z, self.y = z, y
         self.weights = max(_GRID, key=self._likelihood)
@@ -189,6 +196,19 @@ class Estimate:
 _GRID = tuple(itertools.product((0.01, 0.1, 0.5), (0.0, 0.1, 0.5), (0.0, 0.1, 0.5), (0.7, 1.5)))
 
 
+class Least(Estimate):
+    """The least that several estimates say."""
+
+    def __init__(self, *estimates: Estimate) -> None:
+        self.known, self.estimates = all(one.known for one in estimates), estimates
+
+    def gain(self, signs: Signs) -> float:
+        return min(one.gain(signs) for one in self.estimates)
+
+    def margin(self, signs: Signs) -> float:
+        return self.gain(signs) - min(one.low(signs) for one in self.estimates)
+
+
 class Same(Estimate):
     """Of the frozen network itself: no gain, for sure."""
 
@@ -216,29 +236,51 @@ class Unknown(Estimate):
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a candidate did over simulated shifts.
+class Scenario:
+    """What a candidate did in a simulated world.
 
     Attributes:
-        signs, gains: by scenario.
-        kinds: of the shift of each scenario; none for the data as they are.
-        samples: that each scenario was measured on.
+        signs, gain: means over its windows.
+        world: the number of the shift; 0 is the data as they are.
+        kinds: of the shift; none for the data as they are.
+        samples: that signs and gain are the means of.
+        after: whether the candidate had come from another world.
     """
 
-    signs: tuple[Signs, ...]
-    gains: tuple[float, ...]
-    kinds: tuple[frozenset[Kind], ...]
+    signs: Signs
+    gain: float
+    world: int
+    kinds: frozenset[Kind]
     samples: int
+    after: bool
 
-    def estimate(self, likely: Collection[str]) -> Estimate:
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a candidate did over simulated shifts."""
+
+    scenarios: tuple[Scenario, ...]
+
+    @property
+    def first(self) -> list[Scenario]:
+        """Those in which the candidate had seen no other world."""
+        return [scenario for scenario in self.scenarios if not scenario.after]
+
+    def estimate(self, likely: Collection[str], served: bool = False) -> Estimate:
         """The estimate from scenarios of kinds that the shift at hand may be of; from all where these are too few.
 
         Scenarios that the diagnosis rules out say nothing about the shift at hand and would widen the margin. The data
-        as they are, and shifts that name no kind, always count.
+        as they are, and shifts that name no kind, always count. What is `served` may have come from another world: for
+        it counts the least of what is estimated without scenarios in which a candidate had, and with them.
         """
-        used = [i for i, kinds in enumerate(self.kinds) if not kinds or not likely or kinds & set(likely)]
-        used = used if len(used) >= LEAST else list(range(len(self.kinds)))
-        return Estimate([self.signs[i] for i in used], [self.gains[i] for i in used], self.samples)
+        fresh = _over(self.first, likely)
+        return Least(fresh, _over(self.scenarios, likely)) if served else fresh
+
+
+def _over(scenarios: Sequence[Scenario], likely: Collection[str]) -> Estimate:
+    used = [s for s in scenarios if not s.kinds or not likely or s.kinds & set(likely)]
+    used = used if len(used) >= LEAST else scenarios
+    return Estimate([s.signs for s in used], [s.gain for s in used], [s.samples for s in used])
 
 
 def calibrate(
@@ -258,52 +300,72 @@ def calibrate(
     """Run a candidate over simulated shifts of labelled data, where its gain is known.
 
     Each scenario takes `trial` windows to adapt, as the loop does, and some to judge, and sees what of the
-    `world` the loop's candidates see. Cached in `run.scratch`; `memo` keeps the frozen network's outputs by scenario
-    and window for the candidates to come.
+    `world` the loop's candidates see. Then the world moves on, as it does for what was committed: to the next shift,
+    and to the data as they were. Cached in `run.scratch`; `memo` keeps the frozen network's outputs by scenario and
+    window for the candidates to come.
     """
     model = sensor.frozen
     key = digest(
         "signs", remedy.digest(), fingerprint(model), recipe(model), data.fingerprint(), world.fingerprint(),
-        [s.to_config() for s in shifts], window, trial, JUDGED, run.seed, None if kit is None else fingerprint(kit),
+        [s.to_config() for s in shifts], window, trial, JUDGED, AFTER, run.seed,
+        None if kit is None else fingerprint(kit),
     )  # fmt: skip
-    kinds = (frozenset[Kind](), *(kinds_of_shift(shift) for shift in shifts))
+    kinds = [frozenset[Kind](), *(kinds_of_shift(shift) for shift in shifts)]
     path = None if run.scratch is None else run.scratch / "estimates" / key
     if path is not None and path.exists():
         try:
-            found: Any = load(path)
-            rows = tuple(Signs(*row) for row in found["signs"].tolist())
-            return Rehearsal(rows, tuple(found["gains"].tolist()), kinds, window * JUDGED)
+            return _loaded(load(path), kinds)
         except CheckpointError:
             run.emit("estimate unreadable, calibrated again", values={"path": str(path)})
-    signs, gains = [], []
-    size = window * (trial + JUDGED)
-    for number, shift in enumerate([None, *shifts]):
+
+    def stream(number: int, windows: int) -> Data:
+        """The first windows of a simulated world, the same ones every time."""
         shifted = data.shuffle(run.rng("simulate", number))
-        if shift is not None:
-            shifted = shift(shifted, model=model, run=run.replace(seed=run.seed_for("simulate", number)))
+        if number:
+            shifted = shifts[number - 1](shifted, model=model, run=run.replace(seed=run.seed_for("simulate", number)))
         # A shift that leaves fewer samples than a trial takes has them come again.
-        shifted = shifted[torch.arange(size) % len(shifted)]
-        target = shifted[: window * trial].unlabelled()
-        candidate = remedy(model, world.replace(target=target, held=None), kit=kit, run=run)
-        seen, right = [], 0.0
-        for step, batch in enumerate(shifted.batches(window)):
-            if step < trial and not isinstance(candidate, Online):
-                continue
+        return shifted[torch.arange(window * windows) % len(shifted)]
+
+    def scenario(candidate: nn.Module, number: int, shifted: Data, after: bool) -> Scenario:
+        """What a candidate does in a world after the windows that it adapted to, or from the first on."""
+        seen, right, first = [], 0.0, 0 if after else trial
+        for step, batch in enumerate(shifted[window * first :].batches(window), first):
             there = batch.replace(y=None).to(device_of(model))
             out = shadow(candidate, there)
-            if step >= trial:
-                if (number, step) not in memo:
-                    memo[number, step] = sensor(batch, there.x)
-                frozen = memo[number, step]
-                seen.append(Signs.of(out, frozen, normal))
-                right += share_right(out, batch.labels) - share_right(frozen.logits, batch.labels)
-        signs.append(mean_signs(seen))
-        gains.append(right / len(seen))
-        run.emit("calibrate", number + 1, len(shifts) + 1, gain=gains[-1])
+            if (number, step) not in memo:
+                memo[number, step] = sensor(batch, there.x)
+            frozen = memo[number, step]
+            seen.append(Signs.of(out, frozen, normal))
+            right += share_right(out, batch.labels) - share_right(frozen.logits, batch.labels)
+        return Scenario(mean_signs(seen), right / len(seen), number, kinds[number], window * len(seen), after)
+
+    found = list[Scenario]()
+    for number in range(len(kinds)):
+        shifted = stream(number, trial + JUDGED)
+        target = shifted[: window * trial].unlabelled()
+        candidate = remedy(model, world.replace(target=target, held=None), kit=kit, run=run)
+        for batch in target.batches(window) if isinstance(candidate, Online) else ():
+            shadow(candidate, batch.replace(y=None).to(device_of(model)))
+        found.append(scenario(candidate, number, shifted, False))
+        run.emit("calibrate", number + 1, len(kinds), gain=found[-1].gain)
+        for other in (number % len(shifts) + 1, 0) if number else ():
+            found.append(scenario(candidate, other, stream(other, AFTER), True))
     if path is not None:
-        table = torch.tensor([s.row() for s in signs], dtype=torch.float64)
-        save(Bag({"signs": table, "gains": torch.tensor(gains, dtype=torch.float64)}), path)
-    return Rehearsal(tuple(signs), tuple(gains), kinds, window * JUDGED)
+        save(_saved(found), path)
+    return Rehearsal(tuple(found))
+
+
+def _saved(scenarios: Sequence[Scenario]) -> Bag:
+    rows = [[*s.signs.row(), s.gain, s.world, s.samples, s.after] for s in scenarios]
+    return Bag({"scenarios": torch.tensor(rows, dtype=torch.float64)})
+
+
+def _loaded(table: Any, kinds: Sequence[frozenset[Kind]]) -> Rehearsal:
+    rows = table["scenarios"].tolist()
+    return Rehearsal(tuple(
+        Scenario(Signs(*signs), gain, int(world), kinds[int(world)], int(samples), bool(after))
+        for *signs, gain, world, samples, after in rows
+    ))  # fmt: skip
 
 
 def kinds_of_shift(shift: Shift) -> frozenset[Kind]:

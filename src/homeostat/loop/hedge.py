@@ -37,7 +37,7 @@ def doubt(plan: Plan, progress: Progress, repertoire: Repertoire, state: Bag, ou
     """
     if not plan.hedge or bool(torch.equal(out.argmax(-1), seen.logits.argmax(-1))):
         return ""
-    estimate = repertoire.estimate(progress.served, progress.kinds)
+    estimate = repertoire.estimate(progress.served, progress.kinds, served=True)
     signs = Signs.of(out, seen, repertoire.normal)
     if (gain := estimate.gain(signs)) < 0:
         return f"what is served seems to do harm in it (a gain of {gain:+.1%} by its signs)"

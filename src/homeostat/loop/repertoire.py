@@ -67,7 +67,7 @@ class Repertoire:
         self.plan, self.run = plan, run
         self.kits = {name: remedy.kit(self.frozen, world, run=run) for name, remedy in self.remedies.items()}
         self._rehearsed: dict[str, Rehearsal | None] = {}
-        self._estimates: dict[tuple[str, frozenset[str]], Estimate] = {}
+        self._estimates: dict[tuple[str, frozenset[str], bool], Estimate] = {}
         self._memo: dict[tuple[int, int], Outputs] = {}
         self._checked = seen[: 10 * plan.window]
         self._right_before = share_right(self._checked.logits, self._checked.labels)
@@ -140,9 +140,9 @@ class Repertoire:
         for name in names:
             self.estimate(name)
             if (made := self._rehearsed[name]) is not None:
-                for gain, kinds in zip(made.gains, made.kinds, strict=True):
-                    reading = Reading("gain", gain, unit="fraction", better="higher")
-                    entries += [Entry(0, name, kind, (reading,), "rehearsed") for kind in sorted(kinds)]
+                for one in made.first:
+                    reading = Reading("gain", one.gain, unit="fraction", better="higher")
+                    entries += [Entry(0, name, kind, (reading,), "rehearsed") for kind in sorted(one.kinds)]
         return entries
 
     def _unfit(self, name: str, remedy: Remedy, world: World, kinds: Mapping[str, float]) -> str:
@@ -187,8 +187,10 @@ class Repertoire:
                 models.append(made)
         return trials, nn.Sequential(*models)
 
-    def estimate(self, name: str, kinds: Mapping[str, float] | None = None) -> Estimate:
+    def estimate(self, name: str, kinds: Mapping[str, float] | None = None, served: bool = False) -> Estimate:
         """How a candidate's signs tell its gain in a shift of these kinds; rehearsed when first asked for.
+
+        What is `served` may have learnt in another world than this.
 
         Nothing is known of a candidate that fails on simulated shifts, or that a resumed store serves and this loop
         was not given.
@@ -210,13 +212,13 @@ class Repertoire:
         rehearsed, likely = self._rehearsed[name], _likely(kinds or {})
         if rehearsed is None:
             return Unknown()
-        if (name, likely) not in self._estimates:
+        if (key := (name, likely, served)) not in self._estimates:
             try:
-                self._estimates[name, likely] = rehearsed.estimate(likely)
+                self._estimates[key] = rehearsed.estimate(likely, served)
             except NonFiniteError as error:
                 self.run.emit("no estimate", remedy=name, why=str(error))
-                self._estimates[name, likely] = Unknown()
-        return self._estimates[name, likely]
+                self._estimates[key] = Unknown()
+        return self._estimates[key]
 
     def passes(self, name: str) -> float:
         """Forward passes a sample that a candidate costs while it acts, by its card."""
