@@ -48,7 +48,7 @@ def test_a_breach_during_a_trial_ends_the_trial_and_rolls_back(problem, tmp_path
 @pytest.mark.parametrize(("share", "rolls_back"), [(0, True), (1, False)])
 def test_labels_outweigh_an_estimate_against_what_is_served(problem, tmp_path, share, rolls_back):
     made = committed(problem, tmp_path)
-    made.repertoire.estimate = lambda name, kinds: Against()
+    made.repertoire.estimate = lambda name, kinds, served=False: Against()
     start = made.progress.at
     data = problem.stream([(problem.DARK, start + 6)])
     made.run(data, labels=share * problem.WINDOW)
