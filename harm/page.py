@@ -91,7 +91,9 @@ looks at these very streams, so that the numbers flatter them a little. After se
 gives way at once unless its estimate holds in the new world; estimates use the rehearsals of the kinds of shift that
 the diagnosis allows; the bound is taken as below, because the t bound of the plain mean falls where a gain varies; and
 a window is looked at before it is answered (`Plan.hedge`). After seeds 10 to 12 of five streams on Fashion-MNIST, which
-are not among these: the frozen network answers a window in which the estimate of what is served is a loss.
+are not among these: the frozen network answers a window in which the estimate of what is served is a loss. And after
+all seeds of three networks had shown what RoTTA, new in the repertoire, brings from fog into clean images (a bound of
+-7.84), checked on seeds 10 to 13: candidates rehearse being served when the world moves on.
 
 Before there was such a look, and with EATA, BatchNormBlend, LAME and PriorCorrection as the whole repertoire, 7 of 167
 phases had a bound below -1 without labels (the worst -4.24; mean gain +0.68) and 11 with 16 labels (-5.34; +1.44).
