@@ -15,14 +15,13 @@ from homeostat.loop.estimate import (
     Estimate,
     Least,
     Normal,
-    Rehearsal,
     Same,
-    Scenario,
     Signs,
     Unknown,
     confidence,
     mean_signs,
 )  # fmt: skip
+from homeostat.loop.rehearsal import Rehearsal, Scenario
 
 
 def outputs(logits: torch.Tensor) -> Outputs:

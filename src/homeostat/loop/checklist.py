@@ -39,8 +39,8 @@ from homeostat.core.run import Run
 from homeostat.core.save import load
 from homeostat.core.world import World
 from homeostat.loop.deployment import begun, kept_deployment, open_stream, read_deployment
-from homeostat.loop.estimate import kinds_of_shift
 from homeostat.loop.practices import CHECKS, Audited, Limits
+from homeostat.loop.rehearsal import kinds_of_shift
 from homeostat.loop.serving import windows_served
 
 State = Literal["pass", "fail", "not checked"]

@@ -24,9 +24,10 @@ from homeostat.core.save import content_hash
 from homeostat.core.trace import Entry, Trace
 from homeostat.core.tree import leaves
 from homeostat.core.world import World
-from homeostat.loop.estimate import Estimate, Normal, Rehearsal, Same, Unknown, calibrate, kinds_of_shift
+from homeostat.loop.estimate import Estimate, Normal, Same, Unknown
 from homeostat.loop.plan import Plan
 from homeostat.loop.propose import NOTHING
+from homeostat.loop.rehearsal import Rehearsal, calibrate, kinds_of_shift
 from homeostat.loop.sensor import Sensor
 from homeostat.loop.trial import Trial
 from homeostat.loop.verify import FAILURES, shadow, share_right
