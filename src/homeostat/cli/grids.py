@@ -109,7 +109,7 @@ def _row(row: Row, one: Table, summary: Summary) -> dict[str, Any]:
     harm, there = row.harm, row.difference is not None
     name = row.entrant + (" (upper bound)" if row.kind == "oracle" else "")
     return {
-        "entrant": name, "mean": wording.value(row.mean, one.unit), 
+        "entrant": name, "mean": wording.value(row.mean, one.unit),
         "difference": wording.change(row.difference, one.unit) if there else "",
         "95 %": wording.between(row.interval, one.unit), "p": wording.chance(row.p_holm) if there else "",
         "won, tied, lost": f"{row.wins}, {row.ties}, {row.losses}" if there else "",

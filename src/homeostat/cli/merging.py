@@ -62,7 +62,7 @@ def merge(
     from homeostat.merge.plans import merge_plan
 
     settings = {
-        "density": _numbers("density", density), "weights": _numbers("weight", weight), "scale": scale, 
+        "density": _numbers("density", density), "weights": _numbers("weight", weight), "scale": scale,
         "skip": tuple(skip or ()) or None,
     }  # fmt: skip
     given = {name: value for name, value in settings.items() if value is not None}

@@ -9,6 +9,7 @@ fresh to a world, and from all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,18 +123,19 @@ def calibrate(
         except CheckpointError:
             run.emit("estimate unreadable, calibrated again", values={"path": str(path)})
 
-    def stream(number: int, windows: int) -> Data:
-        """The first windows of a simulated world, the same ones every time."""
+    @functools.cache
+    def stream(number: int) -> Data:
+        """A simulated world."""
         shifted = data.shuffle(run.rng("simulate", number))
         if number:
             shifted = shifts[number - 1](shifted, model=model, run=run.replace(seed=run.seed_for("simulate", number)))
         # A shift that leaves fewer samples than a trial takes has them come again.
-        return shifted[torch.arange(window * windows) % len(shifted)]
+        return shifted[torch.arange(window * (trial + JUDGED)) % len(shifted)]
 
-    def scenario(candidate: nn.Module, number: int, shifted: Data, after: bool) -> Scenario:
-        """What a candidate does in a world after the windows that it adapted to, or from the first on."""
-        seen, right, first = [], 0.0, 0 if after else trial
-        for step, batch in enumerate(shifted[window * first :].batches(window), first):
+    def scenario(candidate: nn.Module, number: int, after: bool) -> Scenario:
+        """What a candidate does in a world: in its first windows, or in all after those that it adapted to."""
+        seen, right, (first, last) = [], 0.0, (0, AFTER) if after else (trial, trial + JUDGED)
+        for step, batch in enumerate(stream(number)[window * first : window * last].batches(window), first):
             there = batch.replace(y=None).to(device_of(model))
             out = shadow(candidate, there)
             if (number, step) not in memo:
@@ -145,15 +147,14 @@ def calibrate(
 
     found = list[Scenario]()
     for number in range(len(kinds)):
-        shifted = stream(number, trial + JUDGED)
-        target = shifted[: window * trial].unlabelled()
+        target = stream(number)[: window * trial].unlabelled()
         candidate = remedy(model, world.replace(target=target, held=None), kit=kit, run=run)
         for batch in target.batches(window) if isinstance(candidate, Online) else ():
             shadow(candidate, batch.replace(y=None).to(device_of(model)))
-        found.append(scenario(candidate, number, shifted, False))
+        found.append(scenario(candidate, number, after=False))
         run.emit("calibrate", number + 1, len(kinds), gain=found[-1].gain)
         for other in (number % len(shifts) + 1, 0) if number else ():
-            found.append(scenario(candidate, other, stream(other, AFTER), True))
+            found.append(scenario(candidate, other, after=True))
     if path is not None:
         save(_saved(found), path)
     return Rehearsal(tuple(found))
