@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from homeostat.core.reading import Finding, Reading
 from homeostat.core.run import Run
 from homeostat.core.save import content_hash
 from homeostat.core.trace import Entry, Trace
-from homeostat.loop.estimate import Signs
 from homeostat.loop.ledger import Arrived, Ledger
+from homeostat.loop.monitor import LEAST
 from homeostat.loop.plan import Plan
+from homeostat.loop.probation import Probation
 from homeostat.loop.progress import LoopState, Progress
 from homeostat.loop.repertoire import Repertoire
 from homeostat.loop.scores import mean_entropy
@@ -76,7 +78,8 @@ class Controller:
         self.ledger.add(now.at, window.batch.id, window.seen.logits, window.own, tried, window.out)
         arrived = self._settle_labels(window)
         self._keep_inputs(window.batch, arrived)
-        self._note(window, arrived)
+        vouched = self._vouch(window, arrived)
+        self._note(window, arrived, vouched)
         finding = plan.monitor.look(window.seen, (~arrived.frozen).float(), self.state.carry)
         # A breach ends a trial too: what is served is watched whatever else goes on.
         if now.served != "source" and (why := window.failed or self._breached(window, arrived)):
@@ -84,7 +87,10 @@ class Controller:
         elif trial:
             self._weigh(arrived)
         elif finding is not None or now.at == now.retry_at:
-            self._alarm(finding, window)
+            self._alarm(finding, window, bool(vouched))
+        if vouched and now.served == self.progress.served:
+            # What is served is verified on these windows now: later ones are held against them.
+            self._renew(max(vouched, math.ceil(LEAST / len(window.batch))))
         self.progress.at += 1
         self.ledger.forget(self.progress.at - plan.wait)
 
@@ -114,7 +120,20 @@ class Controller:
                 kept[number] = old.replace(y=torch.tensor(y))
         self.recent = kept
 
-    def _note(self, window: Window, arrived: Arrived) -> None:
+    def _vouch(self, window: Window, arrived: Arrived) -> int:
+        """Of how many hedged windows labels have shown, with those of this one, that what is served helps in them."""
+        now = self.progress
+        if not window.hedged:
+            now.probation = Probation()
+            return 0
+        now.probation.add(now.at, self.repertoire.outlook(now, window.own, window.seen).gain, arrived)
+        if now.probation.evidence.capital < 1 / self.plan.hedge:
+            return 0
+        windows, now.bias = now.probation.windows, max(0.0, now.bias + now.probation.excess)
+        now.probation = Probation()
+        return windows
+
+    def _note(self, window: Window, arrived: Arrived, vouched: int) -> None:
         said: dict[str, Any] = {"served": self.progress.served, "ms": round(window.ms, 2)}
         said["entropy"] = round(mean_entropy(window.seen.logits), 4)
         if len(arrived):
@@ -124,6 +143,8 @@ class Controller:
             said["lost"] = arrived.lost
         if window.hedged:
             said["hedged"] = window.hedged
+        if vouched:
+            said["vouched"] = vouched
         if window.failed:
             said["failed"] = window.failed
             self.run.emit("failure", self.progress.at, served=self.progress.served, text=window.failed)
@@ -131,7 +152,7 @@ class Controller:
 
     # -- alarm, diagnosis, candidates
 
-    def _alarm(self, finding: Finding | None, window: Window) -> None:
+    def _alarm(self, finding: Finding | None, window: Window, vouched: bool) -> None:
         now, plan = self.progress, self.plan
         if finding is not None:
             now.wait = plan.retry
@@ -144,7 +165,9 @@ class Controller:
             said["evidence"] = plan.monitor.evidence(self.state.carry)
         self.say("alarm", said, None)
         self.run.emit("alarm", now.at, text=now.diagnosis.get("text", ""), shift=now.diagnosis.get("shift", ""))
-        if finding is not None and now.served != "source" and (why := self._outdated(window)):
+        if finding is not None and not vouched:
+            now.bias = 0.0
+        if finding is not None and not vouched and now.served != "source" and (why := self._outdated(window)):
             self.switch("rollback", "source", fork(self.frozen), why)
             now = self.progress
             if now.kinds == HOME:
@@ -173,17 +196,19 @@ class Controller:
     def _outdated(self, window: Window) -> str | None:
         """Why, at an alarm, what is served gives way to the frozen network at once, or None.
 
-        It was shown to be better in the world before the alarm. Unless its estimate says the same of the new one, it
-        would be served on evidence that is gone; if it does help, the trial that begins now will show it.
+        It was shown to be better in the world before the alarm. Unless its estimate says the same of the new one, or
+        it is on probation there and labels speak for it, it would be served on evidence that is gone; if it does help,
+        the trial that begins now will show it.
         """
         now = self.progress
         if now.kinds == HOME:
             return "the world looks again as it did before"
-        estimate = self.repertoire.estimate(now.served, now.kinds, served=True)
-        if not estimate.known:
+        if now.probation.evidence.mean > 0:
+            return None
+        outlook = self.repertoire.outlook(now, window.own, window.seen)
+        if not outlook.known:
             return "the world changed, and nothing shows that it helps now"
-        signs = Signs.of(window.own, window.seen, self.repertoire.normal)
-        gain, low = estimate.gain(signs), estimate.low(signs)
+        gain, low = outlook.gain, outlook.low
         return None if low >= 0 else f"the world changed, and its gain is estimated at {gain:+.1%}, at least {low:+.1%}"
 
     def _since(self) -> int:
@@ -192,9 +217,8 @@ class Controller:
 
     def _diagnose(self) -> None:
         now = self.progress
-        recent = join(self.recent[-self._since() :])
         try:
-            found, now.kinds = self.repertoire.diagnose(recent)
+            found, now.kinds = self.repertoire.diagnose(join(self.recent[-self._since() :]))
         except HomeostatError as error:
             now.kinds = {}
             now.diagnosis["shift"] = ""
@@ -255,6 +279,9 @@ class Controller:
         if winners:
             best = max(winners, key=lambda v: v.gain or 0.0)
             self.switch("rollback" if best.name == "source" else "commit", best.name, models[best.name], best.why)
+        elif count := now.probation.evidence.count:
+            why = f"{now.probation.evidence.mean:+.1%} on {count} labels does not show that it helps in the new world"
+            self.switch("rollback", "source", fork(self.frozen), why)
         else:
             self._reject("; ".join(f"{v.name}: {v.why}" for v in verdicts))
 
@@ -279,10 +306,9 @@ class Controller:
         now.breach.watch(worse)
         if now.breach.capital >= plan.monitor.run_length:
             return f"the frozen network is better by {now.breach.mean:.1%} on {now.breach.count} labels"
-        estimate = self.repertoire.estimate(now.served, now.kinds, served=True)
-        signs = Signs.of(window.own, window.seen, self.repertoire.normal)
+        outlook = self.repertoire.outlook(now, window.own, window.seen)
         # Labels that came in this window and speak for what is served outweigh an estimate that speaks against it.
-        below = estimate.known and estimate.gain(signs) < 0 and int(worse.sum()) >= 0
+        below = outlook.known and outlook.gain < 0 and int(worse.sum()) >= 0
         now.low = now.low + 1 if below else 0
         if now.low >= plan.verify:
             return f"its estimated gain over the frozen network was negative for {now.low} windows"
@@ -308,17 +334,13 @@ class Controller:
         self.say("keep", {"served": now.served, "why": why}, None)
         self.run.emit("keep", now.at, served=now.served, why=why)
         self.state.shadows = nn.Sequential()
-        self.progress = Progress(
-            now.at, now.served, now.switched, diagnosis=now.diagnosis, kinds=now.kinds, retry_at=now.at + now.wait,
-            wait=2 * now.wait, breach=now.breach, low=now.low, slow=now.slow, lag=now.lag,
-            by_hand=now.by_hand,
-        )  # fmt: skip
+        self.progress = replace(now, phase="watch", since=0, trials=[], retry_at=now.at + now.wait, wait=2 * now.wait)
         self._renew(normal)
 
     def _renew(self, windows: int | None = None) -> None:
         """The monitor takes the recent windows as its reference, so that a shift is not reported again and again."""
         recent = join([batch.replace(meta={}) for batch in self.recent[-(windows or self.plan.trial) :]])
-        if len(recent) < 50:
+        if len(recent) < LEAST:
             return
         seen, error = self.repertoire.sensor(recent), self.error_before
         # Labels that come late are of earlier windows, and more of the same will come.

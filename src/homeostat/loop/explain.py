@@ -138,7 +138,11 @@ def _failed(rows: Sequence[Row], step: int) -> list[str]:
         return []
     who = _capital(wording.called(window.content.get("served")))
     if hedged := window.content.get("hedged"):
-        return [f"The network as deployed answered window {step:,} in place of {who}, because {hedged}."]
+        told = [f"The network as deployed answered window {step:,} in place of {who}, because {hedged}."]
+        if vouched := window.content.get("vouched"):
+            some = "this window" if vouched == 1 else f"the last {vouched} windows"
+            told.append(f"Labels of {some} show that {wording.called(window.content.get('served'))} helps in them.")
+        return told
     if not window.content.get("failed"):
         return []
     return [f"{who} could not answer at window {step:,}; the network as deployed answered instead."]

@@ -7,7 +7,9 @@ commit was verified is the mean, over the monitor's detectors, of what each woul
 alone: for a window of that world its mean is at most 1, and so e >= 1 / `hedge` has a probability of `hedge` at most.
 Then the deployed network answers, unless the estimate says that what is served helps here, too. And it answers where
 the estimate of this window alone is a loss, whatever the evidence: a change of labels or of their order leaves few
-traces in one window, but a remedy that is for such a change shows by its own signs that it has none to work on.
+traces in one window, but a remedy that is for such a change shows by its own signs that it has none to work on. What
+may not be served at all, since it predicts too few classes (`Plan.few`), does not answer either. Labels may show later
+that what is served helps all the same (`probation`).
 
 It costs no pass that would not be made anyway, but the answer waits for it.
 """
@@ -19,11 +21,11 @@ from torch import Tensor
 
 from homeostat.core.online import Bag
 from homeostat.core.probe import Outputs
-from homeostat.loop.estimate import Signs
 from homeostat.loop.monitor import evidence_of_one
 from homeostat.loop.plan import Plan
 from homeostat.loop.progress import Progress
 from homeostat.loop.repertoire import Repertoire
+from homeostat.loop.verify import guard
 
 
 def doubt(plan: Plan, progress: Progress, repertoire: Repertoire, state: Bag, out: Tensor, seen: Outputs) -> str:
@@ -37,11 +39,12 @@ def doubt(plan: Plan, progress: Progress, repertoire: Repertoire, state: Bag, ou
     """
     if not plan.hedge or bool(torch.equal(out.argmax(-1), seen.logits.argmax(-1))):
         return ""
-    estimate = repertoire.estimate(progress.served, progress.kinds, served=True)
-    signs = Signs.of(out, seen, repertoire.normal)
-    if (gain := estimate.gain(signs)) < 0:
-        return f"what is served seems to do harm in it (a gain of {gain:+.1%} by its signs)"
+    if why := guard(out, seen.logits, plan.few):
+        return why
+    outlook = repertoire.outlook(progress, out, seen)
+    if outlook.gain < 0:
+        return f"what is served seems to do harm in it (a gain of {outlook.gain:+.1%} by its signs)"
     evidence = evidence_of_one(plan.monitor, seen, state)
-    if evidence < 1 / plan.hedge or estimate.low(signs) >= 0:
+    if evidence < 1 / plan.hedge or outlook.low >= 0:
         return ""
     return f"the window is unlike those on which it was verified (evidence {evidence:.3g})"

@@ -199,6 +199,7 @@ def rollback(path: str | Path, to: int | None = None, why: str = "", base: nn.Mo
     from homeostat.core.fork import fork
     from homeostat.core.spec import from_config
     from homeostat.loop.plan import Plan
+    from homeostat.loop.probation import Probation
     from homeostat.loop.progress import LoopState, Progress
     from homeostat.loop.store import Store
     from homeostat.loop.verify import Paired
@@ -224,7 +225,7 @@ def rollback(path: str | Path, to: int | None = None, why: str = "", base: nn.Mo
         by_hand = progress.by_hand + 1
         progress = dataclasses.replace(
             progress, served=name, switched=progress.at, phase="watch", since=0, trials=[], retry_at=-1,
-            breach=Paired(), low=0, slow=0, by_hand=by_hand,
+            breach=Paired(), probation=Probation(), bias=0.0, low=0, slow=0, by_hand=by_hand,
         )  # fmt: skip
         said = {"from": before, "to": name, "why": why or "asked for", "by": "hand", "number": by_hand}
         kept = store.keep(state)

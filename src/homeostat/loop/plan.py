@@ -34,7 +34,8 @@ class Plan(Spec):
         anchor: largest loss of accuracy on data from before that a commit may cost.
         hedge: while something else than the deployed network is served, a window that is unlike those on which it was
             verified is answered by the deployed network: the probability, at most, that a window like them is, too. So
-            is one in which the estimate is a loss. 0 never looks before it answers.
+            is one in which the estimate is a loss, or too few classes are predicted. Labels of such windows may show
+            that what is served helps in them, with the same probability of an error. 0 never looks before it answers.
         retry: windows after which a rejected trial is repeated while the alarm's cause stays; doubles each time.
         wait: windows for which predictions wait for labels; later labels are counted as lost.
         memory: windows whose inputs are kept, at least `trial`, which None means; a refit on labels that come late

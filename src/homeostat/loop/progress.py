@@ -12,6 +12,7 @@ from homeostat.core.data import Batch
 from homeostat.core.online import Bag
 from homeostat.core.part import Part
 from homeostat.core.tree import Tree, named_leaves
+from homeostat.loop.probation import Probation
 from homeostat.loop.trial import Trial
 from homeostat.loop.verify import Paired
 
@@ -65,6 +66,8 @@ class Progress:
         kinds: kinds of shift that it may stand for, with their probabilities, likeliest first.
         retry_at, wait: window at which a rejected trial is repeated, and how long the next wait is.
         breach: labelled evidence that the frozen network is now better than what is served.
+        probation: of what is served, while the frozen network answers in its place.
+        bias: by how much more than its signs say labels have shown what is served to gain.
         low: windows in a row with a negative estimated gain.
         slow: windows in a row in which serving took longer than the plan allows.
         lag: windows that labels took to come, lately.
@@ -83,6 +86,8 @@ class Progress:
     retry_at: int = -1
     wait: int = 0
     breach: Paired = field(default_factory=Paired)
+    probation: Probation = field(default_factory=Probation)
+    bias: float = 0.0
     low: int = 0
     slow: int = 0
     lag: int = 0
@@ -97,4 +102,5 @@ class Progress:
     def from_dict(cls, kept: Mapping[str, Any]) -> Progress:
         """The progress that `as_dict` described."""
         trials = [Trial.from_dict(trial) for trial in kept["trials"]]
-        return cls(**{**kept, "trials": trials, "breach": Paired(**kept["breach"])})
+        probation = Probation.from_dict(kept.get("probation", {}))
+        return cls(**{**kept, "trials": trials, "breach": Paired(**kept["breach"]), "probation": probation})

@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from homeostat.core.data import UNKNOWN, Batch, Data, Tensors, join
 from homeostat.core.errors import HomeostatError, InputError, MissingPart, NonFiniteError
@@ -24,8 +25,9 @@ from homeostat.core.save import content_hash
 from homeostat.core.trace import Entry, Trace
 from homeostat.core.tree import leaves
 from homeostat.core.world import World
-from homeostat.loop.estimate import Estimate, Normal, Same, Unknown
+from homeostat.loop.estimate import Estimate, Normal, Same, Signs, Unknown
 from homeostat.loop.plan import Plan
+from homeostat.loop.progress import Progress
 from homeostat.loop.propose import NOTHING
 from homeostat.loop.rehearsal import Rehearsal, calibrate, kinds_of_shift
 from homeostat.loop.sensor import Sensor
@@ -38,6 +40,30 @@ DRIFT: frozenset[Kind] = frozenset({"covariate", "label", "subgroup", "concept",
 
 LIKELY = 0.05
 """Probability from which a kind of shift is reckoned with."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What what is served gains in a window, by its signs, and by how much more labels have shown it to gain."""
+
+    estimate: Estimate
+    signs: Signs
+    bias: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an estimate at all."""
+        return self.estimate.known
+
+    @property
+    def gain(self) -> float:
+        """The estimated gain, a fraction."""
+        return self.estimate.gain(self.signs) + self.bias
+
+    @property
+    def low(self) -> float:
+        """Its lower bound by signs alone."""
+        return self.estimate.low(self.signs)
 
 
 class Repertoire:
@@ -220,6 +246,16 @@ class Repertoire:
                 self.run.emit("no estimate", remedy=name, why=str(error))
                 self._estimates[key] = Unknown()
         return self._estimates[key]
+
+    def outlook(self, progress: Progress, out: Tensor, seen: Outputs) -> Outlook:
+        """What what is served gains in a window.
+
+        Args:
+            progress: the loop's.
+            out, seen: what is served, and the frozen network, give for the window.
+        """
+        estimate = self.estimate(progress.served, progress.kinds, served=True)
+        return Outlook(estimate, Signs.of(out, seen, self.normal), progress.bias)
 
     def passes(self, name: str) -> float:
         """Forward passes a sample that a candidate costs while it acts, by its card."""
