@@ -1,20 +1,26 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from homeostat.adapt import BatchNormBlend
 from homeostat.core.data import Batch
+from homeostat.core.fork import fork
 from homeostat.core.method import Remedy
 from homeostat.core.online import Bag, Online
+from homeostat.core.part import Part
 from homeostat.core.probe import Outputs
 from homeostat.core.run import Run
 from homeostat.core.world import World
 from homeostat.loop import Monitor
+from homeostat.loop.ledger import Arrived
 from homeostat.loop.monitor import evidence_of_one
+from homeostat.loop.probation import Probation
 
 
 def outputs(count: int, spread: float, seed: int) -> Outputs:
@@ -122,3 +128,92 @@ def test_what_a_remedy_brings_from_another_world_is_rehearsed(problem, back, tmp
     gains = [entry["accuracy"].value - entry["frozen"].value for entry in trace]
     assert commit.step < 17 and sum(gains[commit.step + 1 : 18]) > 0
     assert "seems to do harm" in said[18] and min(gains[18:]) >= 0
+
+
+class LoopTestBlind(Part):
+    """Undoes the dark, and sees nothing in the light."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.model((x + 0.2) / 0.4)
+        return torch.eye(3)[0].expand_as(out) if float(x.mean()) > 0.2 else out
+
+
+@dataclass(frozen=True)
+class LoopTestBlinding(Remedy):
+    """As good as undoing where it was found, and of no use anywhere else."""
+
+    def apply(self, model: nn.Module, world: World, kit: Any, run: Run) -> nn.Module:
+        return LoopTestBlind(fork(model))
+
+
+def test_what_may_not_be_served_does_not_answer_first(problem, back, tmp_path):
+    """There is no estimate, and at a hedge of 1e-12 no window is unlike enough: the guard alone speaks."""
+    plan = problem.PLAN.replace(hedge=1e-12, anchor=1.0, monitor=Monitor(run_length=200, block=1))
+    with problem.loop(tmp_path, problem.net, (LoopTestBlinding(),), plan=plan) as loop:
+        entry = list(loop.run(back, labels=problem.WINDOW))[18]
+        said = {row.step: row.content.get("hedged", "") for row in problem.rows(loop, "window")}
+        (rollback,) = problem.rows(loop, "rollback")
+    assert "predicts only 1.0 classes" in said[18] and entry["accuracy"].value == entry["frozen"].value
+    assert rollback.step == 18 and "predicts only" in rollback.content["why"]
+
+
+@pytest.fixture
+def further(problem):
+    """Dark, and then at once much too bright: batch statistics help in both, and what is known of one says nothing."""
+    return problem.stream([(problem.CLEAN, 4), (problem.DARK, 14), (problem.Light(2.5, 1.0), 10)])
+
+
+def answered(problem, folder, further, labels: int):
+    """Rows of windows by step, rollbacks, and what was gained by window."""
+    plan = problem.PLAN.replace(anchor=1.0, monitor=Monitor(run_length=200, block=1))
+    with problem.loop(folder, problem.net, (BatchNormBlend(blend=0.0),), plan=plan) as loop:
+        first = problem.stream([(problem.CLEAN, 4), (problem.DARK, 14)])
+        trace = list(loop.run(further[: len(first)], labels=problem.WINDOW))
+        assert loop.progress.served == "BatchNormBlend"
+        trace += list(loop.run(further, labels=labels))
+        windows = {row.step: row.content for row in problem.rows(loop, "window")}
+        return windows, problem.rows(loop, "rollback"), [e["accuracy"].value - e["frozen"].value for e in trace], loop
+
+
+def test_labels_show_that_what_is_hedged_helps_in_the_new_world(problem, further, tmp_path):
+    """Without labels it is taken back at the alarm; with them it answers again, and was served all along."""
+    windows, (rollback,), _, _ = answered(problem, tmp_path / "blind", further, 0)
+    assert rollback.step == 18 and windows[18]["hedged"] and not any("vouched" in said for said in windows.values())
+    windows, rollbacks, gains, _ = answered(problem, tmp_path / "seeing", further, problem.WINDOW)
+    vouched = [step for step, said in windows.items() if "vouched" in said]
+    assert not rollbacks and 18 <= vouched[0] <= 20 and all(windows[step]["hedged"] for step in range(18, vouched[0]))
+    assert gains[18] == 0 and min(gains[vouched[-1] + 1 :]) > 0.1
+
+
+def test_one_that_is_no_better_is_seldom_vouched_for():
+    """Over 2,000 runs of 40 hedged windows with 16 labels each, and as many of one that gains 30 points."""
+    draws, vouched = torch.Generator().manual_seed(0), {0.0: 0, 0.3: 0}
+    for gain, runs in ((0.0, 2000), (0.3, 200)):
+        for _ in range(runs):
+            probation = Probation()
+            for at in range(40):
+                chance = torch.rand(16, generator=draws)
+                better, worse = chance < 0.1 + gain, chance > 0.9
+                none = torch.empty(0, dtype=torch.int64)
+                step = torch.full((16,), at)
+                probation.add(at, -0.1, Arrived(none, step, none, worse, better, better, none))
+                if probation.evidence.capital >= 20:
+                    vouched[gain] += 1
+                    break
+    assert vouched[0.0] <= 0.05 * 2000 and vouched[0.3] == 200
+
+
+def test_what_labels_add_to_an_estimate_is_what_it_lacked():
+    none, probation = torch.empty(0, dtype=torch.int64), Probation()
+    for at, right in ((7, True), (8, False)):
+        served = torch.full((10,), right)
+        probation.add(at, -0.2, Arrived(none, torch.full((10,), at), none, served & False, served, served, none))
+    before = torch.full((4,), 6)  # labels that come late, of windows that were not hedged, say nothing here
+    probation.add(9, -0.2, Arrived(none, before, none, before == 6, before == 0, before == 0, none))
+    assert probation.since == 7 and probation.windows == 3 and probation.evidence.count == 20
+    assert probation.excess == pytest.approx(0.5 + 0.2)
+    assert Probation.from_dict(json.loads(json.dumps(asdict(probation)))) == probation
