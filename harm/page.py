@@ -98,8 +98,9 @@ measured with that (1 and 2 phases below -1; mean gain +0.88 and +1.31), checked
 of windows in which the frozen network answers speak for what is served, and what predicts too few classes does not
 answer first. Before the latter, one phase of these seeds lost 2.7 points.
 
-Before there was a look at windows, and with EATA, BatchNormBlend, LAME and PriorCorrection as the whole repertoire, 7 of 167
-phases had a bound below -1 without labels (the worst -4.24; mean gain +0.68) and 11 with 16 labels (-5.34; +1.44).
+Before there was a look at windows, and with EATA, BatchNormBlend, LAME and PriorCorrection as the whole repertoire, 7
+of 167 phases had a bound below -1 without labels (the worst -4.24; mean gain +0.68) and 11 with 16 labels (-5.34;
++1.44).
 
 - **Columns.** *frozen*: the network left as it was. A remedy's name: that remedy, always on. *refit*: the network
   refitted every four windows on 16 labels of each of them. *loop*: what the loop serves, with no labels, and with 16
