@@ -85,6 +85,8 @@ def gloss(name: str, folder: Path, seeds: int) -> tuple[Suite, Suite]:
 
     # The encoder stays as it is, so that its embeddings are computed once and the head alone is trained.
     net, head = MiniLM(classes=26).eval(), nn.Linear(384, 26)
+    for start in head.parameters():  # zeros, so that every run makes the same network
+        nn.init.zeros_(start)
     made = Fit(recipe=Recipe(epochs=40, batch=64, optimizer=Adam(lr=0.03)))(
         head, World(source=_embedded(net, cut(0, 6000).read(), folder)), run=Run(scratch=folder)
     )
