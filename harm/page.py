@@ -201,13 +201,18 @@ def _why(cells: Sequence[Cell]) -> list[str]:
                 windows += [still] * (still > 0)
                 late, within = late + min(before, 0.0), within + min(here, 0.0)
         if found:
+            share, median = abs(late / (late + within)), statistics.median(windows)
             lines.append(
-                f"- **{name}**: {found} phases. {late / (late + within):.0%} of the points that they lost went to what "
-                "had been committed in an earlier phase, and was still served when the world moved on: for "
-                f"{statistics.median(windows):.0f} windows in the median, {max(windows)} at most. The rest went to "
-                "commits within the phase."
+                f"- **{name}**: {_counted(found, 'phase')}. Of the points lost {share:.0%} went to what had been "
+                "committed in an earlier phase, and was still served when the world moved on: for "
+                f"{_counted(median, 'window')} in the median, {max(windows)} at most. The rest went to commits within "
+                "the phase."
             )
     return lines
+
+
+def _counted(count: float, what: str) -> str:
+    return f"{count:.0f} {what}{'s' * (count != 1)}"
 
 
 def _losses(cells: Sequence[Cell]) -> list[str]:
