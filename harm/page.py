@@ -238,6 +238,11 @@ def _losses(cells: Sequence[Cell]) -> list[str]:
     return lines or [f"No phase of any stream has a lower bound below {LIMIT:+.0f} point."]
 
 
+def _hindsight(cells: Sequence[Cell]) -> float:
+    """What the best in hindsight gains over the frozen network in a stream, in points."""
+    return statistics.mean(100 * (best(c, i) - at) for c in cells for i, at in enumerate(c["columns"]["frozen"]))
+
+
 def _left(cells: Sequence[Cell]) -> list[str]:
     """The streams in which the loop without labels stays farthest behind the best in hindsight."""
     lines = [
@@ -248,8 +253,7 @@ def _left(cells: Sequence[Cell]) -> list[str]:
     ]  # fmt: skip
     rows = list[tuple[float, str]]()
     for (network, stream), some in _by(cells).items():
-        phases = range(len(some[0]["columns"]["frozen"]))
-        most = statistics.mean(100 * (best(c, i) - c["columns"]["frozen"][i]) for c in some for i in phases)
+        most = _hindsight(some)
         mine = [_mean(differences(some, name).values()) for name in LOOPS]
         told = " | ".join(f"{gain:+.1f}" for gain in (most, *mine))
         rows.append((most - mine[0], f"| {network} | {stream} | {told} |"))
@@ -264,15 +268,13 @@ def _network(cells: Sequence[Cell]) -> list[str]:
     head = ["stream", "frozen, %", *order, "best in hindsight"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for (_, stream), some in _by(cells).items():
-        phases = range(len(some[0]["columns"]["frozen"]))
         frozen = statistics.mean(100 * v for c in some for v in c["columns"]["frozen"])
         row = [stream, f"{frozen:.1f}"]
         for name in order:
             found = differences(some, name)
             text = f"{_mean(found.values()):+.1f} ({min(harm_bound(v) for v in found.values()):+.1f})"
             row.append(f"**{text}**" if name in LOOPS else text)
-        hindsight = statistics.mean(100 * (best(c, i) - c["columns"]["frozen"][i]) for c in some for i in phases)
-        lines.append("| " + " | ".join([*row, f"{hindsight:+.1f}"]) + " |")
+        lines.append("| " + " | ".join([*row, f"{_hindsight(some):+.1f}"]) + " |")
     lines += ["", '??? note "Phase by phase: accuracy in %"', ""]
     lines += [
         "    | stream | phase | frozen | " + " | ".join(order) + " |",
